@@ -1,0 +1,82 @@
+"""The contract between a diffusers model class and everything that prunes, trains, exports or runs it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor
+
+Config = Mapping[str, Any]
+"""A diffusers model config: `model.config`, or the content of its config.json."""
+
+Widths = dict[str, int]
+"""Channels of every level, in the order of the config: {"down_blocks.0": 32, "down_blocks.1": 64}."""
+
+
+class Family(ABC):
+    """One model class, said once. Implementations hold no state: everything follows from a config.
+
+    Attributes:
+        name: how recipes and reports call the family.
+        model_class: the stock diffusers class of teacher and student.
+        fixed_outputs: modules whose output channels belong to the data and are never pruned.
+        output_names: names of the exported graph's outputs.
+    """
+
+    name: ClassVar[str]
+    model_class: ClassVar[Any]  # a ModelMixin with ConfigMixin, which Python's types cannot say
+    fixed_outputs: ClassVar[tuple[str, ...]]
+    output_names: ClassVar[tuple[str, ...]] = ("out_sample",)
+
+    @property
+    def class_name(self) -> str:
+        """The `_class_name` of the config.json."""
+        return self.model_class.__name__
+
+    def build(self, config: Config, device: torch.device | str = "cpu") -> ModelMixin:
+        """Return a freshly initialised stock model; on the `meta` device it costs neither memory nor time."""
+        with torch.device(device):
+            return self.model_class.from_config(dict(config))
+
+    @abstractmethod
+    def levels(self, config: Config) -> Widths:
+        """Return the width of every level that can be pruned.
+
+        Raises: BadInputError when this config uses a feature whose pruning is not supported.
+        """
+
+    @abstractmethod
+    def granularity(self, config: Config) -> Widths:
+        """Return, per level, the number of channels by which its width can change; it divides the width."""
+
+    @abstractmethod
+    def student_config(self, teacher_config: Config, widths: Widths) -> dict[str, Any]:
+        """Return the config of the stock model with these widths; the teacher's own widths give the teacher's config.
+
+        Raises: BadInputError for unknown or missing levels and for widths that no student of this teacher can have.
+        """
+
+    @abstractmethod
+    def fixed_slices(self, teacher_config: Config, student_config: Config) -> dict[str, dict[int, list[int]]]:
+        """Return the slices that the config dictates, whatever the importance: parameter name → axis → kept indices."""
+
+    @abstractmethod
+    def example_inputs(
+        self, config: Config, batch_size: int = 1, resolution: int | None = None, device: torch.device | str = "cpu"
+    ) -> dict[str, Tensor]:
+        """Return keyword arguments of the model's forward, the same at every call.
+
+        Args: resolution: side of the square sample in pixels (or latents); the config's sample size when None.
+        """
+
+    @abstractmethod
+    def prediction(self, model: torch.nn.Module, sample: Tensor, timestep: Tensor, **conditioning: Tensor) -> Tensor:
+        """Return the model's prediction (B, C, H, W) at sample (B, C, H, W) and timestep (B,)."""
+
+    @abstractmethod
+    def input_names(self, config: Config) -> tuple[str, ...]:
+        """Return the names of the exported graph's inputs, in the order of the forward's arguments."""

@@ -1,0 +1,42 @@
+"""What a network costs before any clock runs: parameters, bytes, multiply-accumulates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+
+def _cpu_attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *args: Any, **kwargs: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+# PyTorch's counter knows its GPU attention kernels but not the one for the CPU.
+CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention_flops}
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Return the number of parameters; shared ones count once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def parameter_bytes(module: nn.Module) -> int:
+    """Return the bytes that the parameters take in their own precision; shared ones count once."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+
+
+def macs(module: nn.Module, example_inputs: Mapping[str, Any]) -> int:
+    """Return the multiply-accumulates of one forward: convolutions, linears, matrix products and attention.
+
+    1 MAC = 2 FLOPs. Element-wise work, normalisation and biases are not counted, as is usual. Module and inputs on
+    the `meta` device cost no computation and give the same count.
+
+    Args: example_inputs: keyword arguments of the forward; the batch size multiplies the result.
+    """
+    counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
+    with torch.no_grad(), counter:
+        module(**example_inputs)
+    return counter.get_total_flops() // 2

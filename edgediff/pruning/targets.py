@@ -1,0 +1,143 @@
+"""How wide the student is: from a pruning ratio, a parameter budget or a MAC budget to the width of every level."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable
+
+from edgediff.errors import BadInputError, StageFailedError
+from edgediff.families import Config, Family, Widths
+from edgediff.metrics.cost import macs, parameter_count
+
+ROUNDING = 1e-9  # keeps a ratio computed to lie on the border of a rounding step on its side of it
+
+
+def widths_for_ratio(family: Family, config: Config, ratio: float) -> Widths:
+    """Return the widths that remove the share `ratio` of every level's channels, to the nearest granularity.
+
+    Args: config: the teacher's. ratio: fraction of channels removed, in [0, 1).
+
+    Raises: BadInputError for a ratio out of range, and for one that leaves a level without channels or gives widths
+    no student can have; it names the level and the highest ratio that works.
+    """
+    if not 0 <= ratio < 1:
+        raise BadInputError(
+            f"pruning ratio must be in [0, 1): {ratio}", "0.5 removes half of the channels of every level"
+        )
+    widths = _rounded(family, config, ratio)
+    try:
+        for level, width in widths.items():
+            if width == 0:
+                raise BadInputError(f"pruning ratio {ratio:g} would leave {level} without channels")
+        family.student_config(config, widths)
+    except BadInputError as error:
+        works = [highest for highest, _ in uniform_widths(family, config)]
+        near = max((highest for highest in works if highest < ratio), default=works[0])
+        hint = f"highest ratio that works{' below it' if near < works[-1] else ''}: {_floor(near):g}"
+        raise BadInputError(error.message, hint) from error
+    return widths
+
+
+def widths_for_params(family: Family, config: Config, target: int) -> Widths:
+    """Return the widths of the largest uniformly pruned student with at most `target` parameters.
+
+    Raises: BadInputError, with the reachable range, for a target under the smallest student or over the teacher.
+    """
+    return _largest_within(family, config, target, "parameters", lambda widths: _params(family, config, widths))
+
+
+def widths_for_macs(family: Family, config: Config, target: int, resolution: int | None = None) -> Widths:
+    """Return the widths of the largest uniformly pruned student with at most `target` MACs a step at batch 1.
+
+    Args: resolution: side of the sample; the config's sample size when None.
+    Raises: BadInputError, with the reachable range, for a target under the smallest student or over the teacher.
+    """
+
+    def cost(widths: Widths) -> int:
+        student = family.student_config(config, widths)
+        return macs(family.build(student, "meta"), family.example_inputs(student, 1, resolution, "meta"))
+
+    return _largest_within(family, config, target, "MACs", cost)
+
+
+def check_reached(family: Family, teacher_config: Config, student_config: Config, ratio: float) -> None:
+    """Check that a student lost what was asked for: silent under-pruning is the classic failure of width pruning.
+
+    Raises: StageFailedError naming the level whose reached ratio is further from `ratio` than half a granularity step,
+    or whose channels all stayed when no parameter was removed although `ratio` is above 0.
+    """
+    before, after = family.levels(teacher_config), family.levels(student_config)
+    for level, step in family.granularity(teacher_config).items():
+        reached = 1 - after[level] / before[level]
+        if abs(reached - ratio) > 0.5 * step / before[level] + ROUNDING:
+            raise StageFailedError(
+                f"pruning ratio of {level} is {reached:.4g}, asked: {ratio:g}",
+                f"{after[level]} of {before[level]} channels stayed, in steps of {step}",
+            )
+    params_before = _count(family, teacher_config)
+    params_after = _count(family, student_config)
+    if ratio > 0 and params_after >= params_before:
+        whole = ", ".join(level for level in before if after[level] == before[level])
+        raise StageFailedError(
+            f"pruning ratio {ratio:g} removed no parameters, all channels stayed in {whole}",
+            f"use a ratio above {uniform_widths(family, teacher_config)[0][0]:.4g}",
+        )
+
+
+def _rounded(family: Family, config: Config, ratio: float) -> Widths:
+    steps = family.granularity(config)
+    return {
+        level: steps[level] * math.floor(width * (1 - ratio) / steps[level] + 0.5 + ROUNDING)
+        for level, width in family.levels(config).items()
+    }
+
+
+def uniform_widths(family: Family, config: Config) -> list[tuple[float, Widths]]:
+    """Return every set of widths a uniform ratio can give, widest first, each with the highest ratio that gives it.
+
+    A level of n steps' width changes where width · (1 − ratio) crosses n − 1/2 steps, so those ratios visit them all.
+    """
+    levels, steps = family.levels(config), family.granularity(config)
+    borders = {
+        1 - (n - 0.5) * step / levels[level]
+        for level, step in steps.items()
+        for n in range(1, levels[level] // step + 1)
+    }
+    found: dict[tuple[int, ...], tuple[float, Widths]] = {}
+    for ratio in sorted(borders):
+        widths = _rounded(family, config, ratio)
+        if _exists(family, config, widths):
+            found[tuple(widths.values())] = (ratio, widths)
+    return list(found.values())
+
+
+def _exists(family: Family, config: Config, widths: Widths) -> bool:
+    try:
+        family.student_config(config, widths)
+    except BadInputError:
+        return False
+    return True
+
+
+def _largest_within(family: Family, config: Config, target: int, unit: str, cost: Callable[[Widths], int]) -> Widths:
+    # Cost falls with every width, so the candidates, narrowest first, are sorted by it.
+    narrow_to_wide = [widths for _, widths in reversed(uniform_widths(family, config))]
+    smallest, largest = cost(narrow_to_wide[0]), cost(narrow_to_wide[-1])
+    if not smallest <= target <= largest:
+        raise BadInputError(
+            f"no student of this teacher has {target:,} {unit}", f"reachable: {smallest:,} to {largest:,}"
+        )
+    return narrow_to_wide[bisect_right(narrow_to_wide, target, key=cost) - 1]
+
+
+def _params(family: Family, config: Config, widths: Widths) -> int:
+    return _count(family, family.student_config(config, widths))
+
+
+def _count(family: Family, config: Config) -> int:
+    return parameter_count(family.build(config, "meta"))
+
+
+def _floor(ratio: float) -> float:
+    return math.floor(ratio * 1e4) / 1e4
