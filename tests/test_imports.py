@@ -1,0 +1,41 @@
+"""Imports go downward only, so that any layer can be read without the ones above it."""
+
+import ast
+from pathlib import Path
+
+import edgediff
+
+PACKAGE = Path(edgediff.__file__).parent
+# From top to bottom; a layer may import itself and what stands below it.
+LAYERS = ["pruning", "families", "losses", "metrics", "errors"]
+
+
+def edgediff_imports(source: str) -> set[str]:
+    modules = [
+        name
+        for node in ast.walk(ast.parse(source))
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [f"{node.module}.{alias.name}" for alias in node.names]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+    ]
+    return {name.split(".")[1] for name in modules if name.startswith("edgediff.")}
+
+
+def test_every_module_stands_in_a_layer():
+    names = {path.stem for path in PACKAGE.iterdir() if path.stem != "__init__" and path.name != "__pycache__"}
+    assert names == set(LAYERS)
+
+
+def test_imports_go_downward_only():
+    upward = [
+        f"{path.relative_to(PACKAGE)} imports {name}"
+        for path in PACKAGE.rglob("*.py")
+        if path.parent != PACKAGE or path.stem in LAYERS
+        for name in edgediff_imports(path.read_text())
+        if LAYERS.index(name) < LAYERS.index(path.relative_to(PACKAGE).parts[0].removesuffix(".py"))
+    ]
+    assert not upward
