@@ -1,0 +1,244 @@
+"""Artefacts on disk: hashed, described by a manifest, and written so that a reader never sees half of one.
+
+A file or folder is written under a temporary sibling's name, flushed, and renamed. A folder artefact carries
+`manifest.json`: what went in (sha256 of every input), the resolved config, what came out (sha256 of every file), and
+where and when it was made. `Artifact.matches` decides from it whether a stage has anything left to do.
+"""
+
+from __future__ import annotations
+
+import datetime
+import errno
+import hashlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from edgediff import __version__
+from edgediff.errors import BadInputError, CorruptArtifactError, StageFailedError
+
+MANIFEST = "manifest.json"
+RECORDED_PACKAGES = ("torch", "diffusers", "onnx", "onnxruntime", "tensorrt-rtx-cu12", "tensorrt", "torch-pruning")
+
+
+def sha256(path: Path) -> str:
+    """Return the hex digest of a file's content, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(value: Any) -> str:
+    """Return the hex digest of a JSON value in its canonical form (sorted keys)."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Give a temporary sibling to write; on success it replaces `path`, on any failure it is removed.
+
+    Raises: StageFailedError, naming `path`, when the disk is full; what stood there before stays.
+    """
+    with _naming_full_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            yield temporary
+            _flush(temporary)
+            temporary.replace(path)
+            _flush(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Give an empty temporary sibling folder to fill; on success it takes the place of `path`, otherwise it goes.
+
+    Raises: StageFailedError, naming `path`, when the disk is full; what stood there before stays.
+    """
+    with _naming_full_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        previous = path.with_name(f".{path.name}.{os.getpid()}.old")
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            temporary.mkdir()
+            yield temporary
+            for file in temporary.rglob("*"):
+                _flush(file)
+            # A folder cannot be replaced in one rename; the old one steps aside for the moment between the two.
+            if path.exists():
+                path.rename(previous)
+            temporary.rename(path)
+            _flush(path.parent)
+        finally:
+            if previous.exists() and not path.exists():
+                previous.rename(path)
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(previous, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, in UTF-8."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically, indented, ending in a newline; refuses NaN and infinity, which are not JSON."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises: BadInputError when it is missing; CorruptArtifactError when it is not JSON.
+    """
+    if not path.is_file():
+        raise BadInputError(f"file not found: `{path}`")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CorruptArtifactError(f"not a JSON file: `{path}`", f"{error}") from error
+
+
+def write_manifest(
+    folder: Path, *, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str], **more: Any
+) -> None:
+    """Describe the finished content of `folder` in its `manifest.json`.
+
+    Args: inputs: name → sha256 of everything the content was computed from.
+          more: facts of the stage worth keeping beside it (counts, timings); JSON values.
+    """
+    files = {
+        str(file.relative_to(folder)): sha256(file)
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name != MANIFEST
+    }
+    value = {
+        "stage": stage,
+        "config": dict(config),
+        "inputs": dict(inputs),
+        "files": files,
+        **more,
+        "made": made(),
+    }
+    write_json(folder / MANIFEST, value)
+
+
+def up_to_date(folder: Path, *, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
+    """Return whether `folder` holds the finished result of exactly this stage, config and inputs.
+
+    Raises: CorruptArtifactError when it claims to and one of its files has another hash or is missing.
+    """
+    if not (folder / MANIFEST).is_file():
+        return False
+    if not _describes(read_json(folder / MANIFEST), stage, config, inputs):
+        return False
+    verify(folder)
+    return True
+
+
+def write_result(
+    path: Path, value: Mapping[str, Any], *, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]
+) -> None:
+    """Write a stage's result that is one JSON file, with the same description that a folder has in its manifest."""
+    described = {"stage": stage, "config": dict(config), "inputs": dict(inputs), "made": made()}
+    write_json(path, {**value, **described})
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """Return a result file's own value, without the description."""
+    value = read_json(path)
+    return {key: value[key] for key in value if key not in ("stage", "config", "inputs", "made")}
+
+
+def result_up_to_date(path: Path, *, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
+    """Return whether the result file at `path` came from exactly this stage, config and inputs."""
+    return path.is_file() and _describes(read_json(path), stage, config, inputs)
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """Check every file of an artefact folder against its manifest, and return the manifest.
+
+    Raises: BadInputError without a manifest; CorruptArtifactError naming the first file that differs.
+    """
+    manifest = read_json(folder / MANIFEST)
+    for name, expected in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise CorruptArtifactError(f"file is missing: `{path}`", f"delete `{folder}` and run the stage again")
+        if sha256(path) != expected:
+            raise CorruptArtifactError(
+                f"file does not have the content its manifest records: `{path}`",
+                f"delete `{folder}` and run the stage again",
+            )
+    return manifest
+
+
+def content_hash(folder: Path) -> str:
+    """Return one sha256 for all files of an artefact folder, from its manifest."""
+    return digest(read_json(folder / MANIFEST)["files"])
+
+
+@cache
+def _versions() -> dict[str, str]:
+    installed = {"edgediff": __version__, "python": platform.python_version()}
+    for name in RECORDED_PACKAGES:
+        try:
+            installed[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return installed
+
+
+def made() -> dict[str, Any]:
+    """Return when and where: time, versions, processor, operating system."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"at": now, "versions": _versions(), "device": cpu_name(), "system": platform.platform()}
+
+
+@cache
+def cpu_name() -> str:
+    """Return the processor's model name, or the machine type where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def _describes(value: Any, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
+    wanted = {"stage": stage, "config": dict(config), "inputs": dict(inputs)}
+    # Through JSON, because tuples come back as lists.
+    return {key: value.get(key) for key in wanted} == json.loads(json.dumps(wanted, default=str))
+
+
+def _flush(path: Path) -> None:
+    """Have the system write a file or folder through to the disk, so that a rename never outlives its content."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _naming_full_disk(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StageFailedError(
+                f"no space left while writing: `{path}`",
+                "free some space and run the same command again; everything finished before is kept",
+            ) from error
+        raise

@@ -1,0 +1,1 @@
+"""The diffusion process around a model: noising for training, sampling over any Denoiser."""

@@ -1,0 +1,27 @@
+"""The forward process of one training batch: which timesteps, how noisy, and what the model should predict."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def antithetic_timesteps(batch_size: int, num_train_timesteps: int, generator: torch.Generator) -> Tensor:
+    """Draw timesteps (B,) int64 in pairs t and T-1-t, which lowers the variance of the loss (DDIM code; Song 2021)."""
+    half = torch.randint(0, num_train_timesteps, ((batch_size + 1) // 2,), generator=generator)
+    return torch.cat((half, num_train_timesteps - 1 - half))[:batch_size]
+
+
+def prediction_target(scheduler: Any, x0: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+    """Return what a model of the scheduler's `prediction_type` should predict: eps, v or x0, (B, C, H, W)."""
+    match scheduler.config.prediction_type:
+        case "epsilon":
+            return noise
+        case "v_prediction":
+            return scheduler.get_velocity(x0, noise, timestep)
+        case "sample":
+            return x0
+        case other:
+            raise ValueError(f"unknown prediction type: {other}")

@@ -1,0 +1,128 @@
+"""What people and machines see: progress and remarks on stderr, results on stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+
+from edgediff.errors import EdgeDiffError
+
+Mode = Literal["human", "json", "quiet"]
+PLAIN_INTERVAL = 10.0  # seconds between progress lines where no bar can be drawn
+
+
+class Progress(Protocol):
+    """A piece of work of known size."""
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Say that `count` more units are done; `note` is shown behind the bar."""
+
+
+class Output:
+    """One command's voice.
+
+    `human` draws bars and tables; `json` keeps stdout for one JSON document and still shows progress on stderr;
+    `quiet` says nothing but errors.
+    """
+
+    def __init__(self, mode: Mode = "human") -> None:
+        """Choose the voice; colours and bars follow the terminal and NO_COLOR."""
+        self.mode = mode
+        self.err = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.out = Console(highlight=False)
+
+    def say(self, text: str) -> None:
+        """Remark on what happens, on stderr."""
+        if self.mode != "quiet":
+            self.err.print(text, markup=False)
+
+    def stage(self, name: str, text: str) -> None:
+        """Announce a stage, or say that it was up to date, on stderr."""
+        if self.mode != "quiet":
+            self.err.print(f"[bold]{name:<9}[/bold] {text}")
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Show a table on stdout, first column left, numbers right; for people only."""
+        if self.mode != "human":
+            return
+        table = Table(title=title, title_justify="left", title_style="bold", header_style="dim")
+        for index, column in enumerate(columns):
+            table.add_column(column, justify="left" if index == 0 else "right")
+        for row in rows:
+            table.add_row(*row)
+        self.out.print(table)
+
+    def data(self, value: Mapping[str, Any]) -> None:
+        """Give the result as one JSON document on stdout, in `json` mode."""
+        if self.mode == "json":
+            sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+    def error(self, error: EdgeDiffError) -> None:
+        """Word an error: one sentence, and a `hint:` line where there is one, on stderr."""
+        self.err.print(f"[bold red]error:[/bold red] {_escaped(error.message)}")
+        if error.hint:
+            self.err.print(f"[bold]hint:[/bold] {_escaped(error.hint)}")
+
+    @contextmanager
+    def progress(self, what: str, total: int, done: int = 0) -> Iterator[Progress]:
+        """Show a bar with the time left while the enclosed work runs; plain lines where stderr is no terminal."""
+        if self.mode == "quiet":
+            yield _Silent()
+        elif not self.err.is_terminal:
+            yield _Lines(self, what, total, done)
+        else:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}", style="dim"),
+            )
+            with RichProgress(*columns, console=self.err, transient=True) as bars:
+                yield _Bar(bars, bars.add_task(what, total=total, completed=done, note=""))
+
+
+class _Silent:
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Show nothing."""
+
+
+class _Bar:
+    def __init__(self, bars: RichProgress, task: Any) -> None:
+        self.bars, self.task = bars, task
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Move the bar."""
+        self.bars.update(self.task, advance=count, note=note)
+
+
+class _Lines:
+    def __init__(self, output: Output, what: str, total: int, done: int) -> None:
+        self.output, self.what, self.total = output, what, total
+        self.done, self.first = done, done
+        self.started = self.spoke = time.monotonic()
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Print a line when the last one is old enough."""
+        self.done += count
+        now = time.monotonic()
+        if now - self.spoke < PLAIN_INTERVAL:
+            return
+        self.spoke = now
+        left = (now - self.started) / (self.done - self.first) * (self.total - self.done)
+        minutes, seconds = divmod(round(left), 60)
+        behind = f"  {note}" if note else ""
+        self.output.say(f"{self.what}: {self.done}/{self.total}, {minutes}:{seconds:02} left{behind}")
+
+
+def _escaped(text: str) -> str:
+    return text.replace("[", r"\[")

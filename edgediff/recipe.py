@@ -1,0 +1,262 @@
+"""Recipes: a whole run as data, typed and closed, with every problem reported at once.
+
+A recipe is YAML. Command-line options and `key=value` overrides change the same data before it is checked, so there
+is one set of names, one set of defaults and one place that words what is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from edgediff.errors import BadInputError, nearest
+
+SUFFIXES = {"k": 1_000, "m": 1_000_000, "g": 1_000_000_000}
+
+
+def parse_count(value: Any) -> Any:
+    """Read `250k`, `1.5M` or `2G` as a number (decimal multiples); anything else is left to the type's own check."""
+    if isinstance(value, str) and value[-1:].lower() in SUFFIXES:
+        try:
+            return round(float(value[:-1]) * SUFFIXES[value[-1].lower()])
+        except ValueError:
+            return value
+    return value
+
+
+Count = Annotated[int, BeforeValidator(parse_count)]
+
+
+class Config(BaseModel):
+    """Base of every config: closed (an unknown key is an error) and frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class DataConfig(Config):
+    """Which images: a known set by name (`fashion-mnist`), or a folder of image files by its path.
+
+    `folder` names where the known set's own files are, when not in the system's place.
+    """
+
+    name: str = "fashion-mnist"
+    folder: str | None = None
+
+
+class TrainingConfig(Config):
+    """Steps, optimiser (AdamW), schedules and seed of one training, shared by teachers and students."""
+
+    steps: int = Field(2000, gt=0)
+    batch_size: int = Field(64, gt=0)
+    learning_rate: float = Field(1e-3, gt=0)
+    lr_schedule: Literal["constant", "cosine"] = "cosine"  # cosine falls to 0 at the last step
+    warmup_steps: int = Field(100, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    grad_clip: float = Field(1.0, gt=0)  # largest norm of the gradient
+    ema_decay: float = Field(0.999, ge=0, lt=1)  # reached gradually: a short run must not average in its start
+    precision: Literal["fp32", "bf16"] = "fp32"
+    seed: int = Field(0, ge=0)
+    checkpoint_every: int = Field(200, gt=0)  # steps
+
+
+class PruneConfig(Config):
+    """How much goes, by exactly one of three targets, and which channels, by their importance."""
+
+    ratio: float | None = Field(None, ge=0, lt=1)  # fraction of channels removed
+    params: Count | None = Field(None, gt=0)  # parameters that stay
+    macs: Count | None = Field(None, gt=0)  # multiply-accumulates of one forward of one image
+    importance: Literal["magnitude", "random", "taylor", "diff_pruning"] = "magnitude"
+    num_images: int = Field(16, gt=0)  # calibration images of taylor and diff_pruning
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Self:
+        given = [name for name in ("ratio", "params", "macs") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"needs exactly one of ratio, params, macs; given: {', '.join(given) or 'none'}")
+        return self
+
+
+class DistillConfig(Config):
+    """What the student learns from (LIFT/PLACE; Han et al. 2026) and how it is trained."""
+
+    kd: Literal["none", "output", "lift", "place"] = "place"
+    kd_weight: float = Field(1.0, ge=0)
+    diffusion_weight: float = Field(1.0, ge=0)
+    group_size: int = Field(16, gt=1)  # elements of one group of PLACE
+    reduction: Literal["sum", "mean"] = "mean"  # over the elements of an image
+    training: TrainingConfig = TrainingConfig()
+
+
+class ExportConfig(Config):
+    """The ONNX graph: its operator set, and how far it may be from PyTorch."""
+
+    opset: int = Field(20, ge=18, le=23)  # from 20 on, GroupNorm stays one readable operator
+    batch_sizes: tuple[int, ...] = Field((1, 3, 16), min_length=1)  # of the parity check
+    tolerance: float = Field(1e-3, gt=0)  # largest absolute difference
+
+
+class BuildConfig(Config):
+    """The engines built from the student's graph and the batch sizes they accept."""
+
+    backends: tuple[Literal["tensorrt_rtx", "tensorrt"], ...] = ()
+    min_batch: int = Field(1, gt=0)
+    opt_batch: int = Field(1, gt=0)
+    max_batch: int = Field(16, gt=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.min_batch <= self.opt_batch <= self.max_batch:
+            raise ValueError(
+                f"needs min_batch <= opt_batch <= max_batch; given: {self.min_batch}, {self.opt_batch}, "
+                f"{self.max_batch}"
+            )
+        return self
+
+
+class BenchmarkConfig(Config):
+    """How latency is measured: rounds that visit every candidate once, so that a noisy machine hits all alike."""
+
+    batch_sizes: tuple[int, ...] = Field((1, 16), min_length=1)
+    threads: int = Field(1, gt=0)  # of the CPU backends
+    warmup_iterations: int = Field(3, ge=0)
+    iterations: int = Field(20, gt=1)  # rounds
+
+
+class EvaluateConfig(Config):
+    """How images are drawn for the quality figures; part of the profile every figure carries."""
+
+    num_images: int = Field(2000, gt=1)
+    num_inference_steps: int = Field(50, gt=0)
+    clip_sample: bool = True  # clip the x0 estimate to [-1, 1] at every step
+    first_seed: int = Field(0, ge=0)  # image i is drawn from seed first_seed + i
+    batch_size: int = Field(64, gt=0)  # changes speed only
+
+
+class Recipe(Config):
+    """One compression from teacher to report, in the order of its stages."""
+
+    teacher: str
+    data: DataConfig = DataConfig()
+    prune: PruneConfig
+    distill: DistillConfig = DistillConfig()
+    export: ExportConfig = ExportConfig()
+    build: BuildConfig = BuildConfig()
+    benchmark: BenchmarkConfig = BenchmarkConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    evidence: Literal["published", "measured", "extrapolated", ""] = ""  # where `expected` comes from
+    expected: dict[str, float | str] = {}  # figures to hold the run against; not used by any stage
+
+
+class ModelConfig(Config):
+    """A stock diffusers model: its class and the config that its constructor takes."""
+
+    class_name: str
+    config: dict[str, Any]
+
+
+class TeacherRecipe(Config):
+    """How a small teacher is trained from nothing."""
+
+    name: str
+    model: ModelConfig
+    scheduler: dict[str, Any]  # config of a DDPMScheduler
+    data: DataConfig = DataConfig()
+    training: TrainingConfig
+
+
+AnyRecipe = TypeVar("AnyRecipe", Recipe, TeacherRecipe)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a recipe file without checking its keys.
+
+    Raises: BadInputError when it is missing, not YAML, or not a mapping.
+    """
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BadInputError(
+            f"recipe not found: `{path}`", "`edgediff recipes` lists the ones that come along"
+        ) from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadInputError(f"recipe cannot be read: `{path}`", " ".join(str(error).split())) from error
+    if not isinstance(value, dict):
+        raise BadInputError(f"recipe is not a mapping of keys to values: `{path}`")
+    return value
+
+
+def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Return `values` with `dotted.key=value` overrides put in; values are read as YAML.
+
+    Raises: BadInputError for an override without `=` or one that goes through something that is not a mapping.
+    """
+    result = _copy(values)
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise BadInputError(f"not an override: `{override}`", "write `key=value`, such as `distill.kd=lift`")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise BadInputError(f"value cannot be read: `{override}`", "write it as in a recipe") from error
+        *parents, last = key.split(".")
+        target = result
+        for parent in parents:
+            target = target.setdefault(parent, {})
+            if not isinstance(target, dict):
+                raise BadInputError(f"override goes through a plain value: `{override}`")
+        target[last] = value
+    return result
+
+
+def check(values: Mapping[str, Any], model: type[AnyRecipe], source: str = "recipe") -> AnyRecipe:
+    """Turn plain data into a checked recipe.
+
+    Raises: BadInputError that lists every problem, one a line, unknown keys with the nearest known one.
+    """
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        problems = [_worded(problem, model) for problem in error.errors()]
+        if len(problems) == 1:
+            raise BadInputError(f"{source}: {problems[0]}") from error
+        lines = "\n".join(f"  {problem}" for problem in problems)
+        raise BadInputError(f"{source} has {len(problems)} problems:\n{lines}") from error
+
+
+def dump(recipe: Config) -> str:
+    """Return a recipe as YAML with every default written out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _copy(value: Any) -> Any:
+    return {key: _copy(inner) for key, inner in value.items()} if isinstance(value, Mapping) else value
+
+
+def _worded(problem: Any, model: type[BaseModel]) -> str:
+    """Say one pydantic error in this project's words: `key: what is wrong: the value (hint)`."""
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location)
+    match problem["type"]:
+        case "extra_forbidden":
+            return f"{key}: unknown key, {nearest(location[-1], _known_keys(model, location[:-1]))}"
+        case "missing":
+            return f"{key}: missing"
+        case "value_error":
+            return f"{key}: {problem['ctx']['error']}"
+        case "literal_error":
+            return f"{key}: not one of {problem['ctx']['expected']}: {problem['input']}"
+        case _:
+            reason = problem["msg"].removeprefix("Input should be ")
+            return f"{key}: must be {reason}: {problem['input']}"
+
+
+def _known_keys(model: type[BaseModel], location: list[str]) -> list[str]:
+    for part in location:
+        model = model.model_fields[part].annotation  # type: ignore[assignment]
+    return list(model.model_fields)

@@ -1,0 +1,215 @@
+"""The schema of every result that is written for machines: names, units, directions.
+
+Each result file also holds `stage`, `config`, `inputs` and `made` (see `artifacts.write_result`), so that a figure
+can always be traced to what it was measured on.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from edgediff.run import Role
+
+SCHEMA_VERSION = 1
+
+DIRECTIONS: dict[str, Literal["lower", "higher"]] = {
+    "params": "lower",
+    "macs": "lower",
+    "bytes": "lower",
+    "step_p50_ms": "lower",
+    "step_p90_ms": "lower",
+    "step_p99_ms": "lower",
+    "image_ms": "lower",
+    "images_per_second": "higher",
+    "peak_memory_mib": "lower",
+    "speedup": "higher",
+    "frechet_distance": "lower",
+    "kid_mean": "lower",
+    "precision": "higher",
+    "recall": "higher",
+    "psnr_to_teacher": "higher",
+    "ssim_to_teacher": "higher",
+    "diverged_share": "lower",
+}
+"""Which way is better, for every metric that a report shows or a check gates."""
+
+
+class Result(BaseModel):
+    """Base of every result; unknown keys are refused so that a typo cannot hide a figure."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Cost(Result):
+    """What a model costs whatever it runs on: parameters, MACs of one forward of one image, bytes of weights (fp32)."""
+
+    params: int
+    macs: int
+    bytes: int
+
+
+class Reached(Result):
+    """What pruning was asked for and what it did."""
+
+    requested: dict[str, float]  # one of ratio, params, macs
+    importance: str
+    widths_before: dict[str, int]  # level → channels
+    widths_after: dict[str, int]
+    channels_removed: float  # fraction, over all levels
+    params_removed: float  # fraction
+    macs_removed: float  # fraction
+
+
+class ParityCase(Result):
+    """One comparison of the exported graph with PyTorch."""
+
+    batch_size: int
+    timestep: int
+    max_abs: float
+    relative: float  # L2 of the difference over L2 of PyTorch's prediction
+    cosine: float
+
+
+class Parity(Result):
+    """The exported graph against PyTorch, over batch sizes and timesteps."""
+
+    tolerance: float  # on max_abs
+    opset: int
+    cases: list[ParityCase]
+
+    @property
+    def max_abs(self) -> float:
+        """The largest absolute difference of all cases."""
+        return max(case.max_abs for case in self.cases)
+
+
+class Build(Result):
+    """One engine: built, or the reason why not."""
+
+    backend: str
+    status: Literal["built", "not built"]
+    reason: str = ""  # why it was not built
+    version: str = ""  # of the builder's library
+    seconds: float | None = None
+    bytes: int | None = None
+    onnx_sha256: str = ""
+    batch: tuple[int, int, int] = (1, 1, 1)  # optimization profile: min, opt, max
+    compute_capabilities: list[str] = []  # such as "SM86"; empty: the one of the building GPU
+
+
+class LatencyProfile(Result):
+    """What latency figures depend on; two tables compare only when these agree."""
+
+    device: str
+    threads: int
+    warmup_iterations: int
+    iterations: int
+    num_inference_steps: int  # NFE of one image, for image_ms
+    sample_shape: tuple[int, int, int]  # C, H, W
+
+
+class LatencyRow(Result):
+    """One model on one backend at one batch size; step = one forward of the batch."""
+
+    role: Role
+    backend: str
+    device: str  # cpu, cuda
+    precision: str  # fp32, fp16
+    batch_size: int
+    status: Literal["measured", "not run"]
+    reason: str = ""  # why it was not run
+    step_p50_ms: float | None = None
+    step_p90_ms: float | None = None
+    step_p99_ms: float | None = None
+    image_ms: float | None = None  # num_inference_steps forwards, for one image of the batch
+    images_per_second: float | None = None
+    peak_memory_mib: float | None = None  # of a process that runs only this model
+    speedup: float | None = None  # median over rounds of teacher time / this time, same backend and batch size
+
+
+class Latency(Result):
+    """latency.json."""
+
+    profile: LatencyProfile
+    costs: dict[Role, Cost]
+    rows: list[LatencyRow]
+
+
+class Reference(Result):
+    """The real images that generated ones are compared with."""
+
+    name: str
+    sha256: str
+    num_images: int
+
+
+class QualityProfile(Result):
+    """What quality figures depend on; two tables compare only when these agree."""
+
+    extractor: str
+    extractor_sha256: str
+    resize: str
+    reference: Reference
+    num_images: int
+    sampler: str  # ddim, eta 0
+    num_inference_steps: int
+    clip_sample: bool
+    first_seed: int
+    kid_subset_size: int
+    kid_subsets: int
+    neighbours: int  # k of precision and recall
+
+
+class QualityRow(Result):
+    """One model's images against the reference, and against the teacher's images of the same seeds.
+
+    `floor` is as many real training images as the models drew: what a perfect model would get at this count.
+    Undefined figures are null: the floor and the teacher have no similarity to the teacher.
+    """
+
+    role: Literal["floor", "teacher", "pruned", "student"]
+    backend: str  # what drew the images; empty for the floor
+    frechet_distance: float
+    kid_mean: float
+    kid_std: float
+    precision: float
+    recall: float
+    psnr_to_teacher: float | None = None  # dB, mean over images
+    ssim_to_teacher: float | None = None
+    diverged_share: float | None = None  # of pixels with abs(x) > 1.5 before clamping
+
+
+class Quality(Result):
+    """quality.json."""
+
+    profile: QualityProfile
+    rows: list[QualityRow]
+
+
+class TrainingSummary(Result):
+    """The distillation in short; the curve is in train.jsonl."""
+
+    kd: str
+    steps: int
+    batch_size: int
+    steps_per_second: float
+    final: dict[str, float]  # mean of the logged quantities over the last tenth of the steps
+
+
+class Report(Result):
+    """report.json: everything above for one run, with the directions."""
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    teacher: str
+    edgediff: str  # version
+    recipe: dict[str, Any]
+    reached: Reached
+    training: TrainingSummary
+    parity: dict[Role, Parity]
+    builds: list[Build]
+    latency: Latency
+    quality: Quality
+    directions: dict[str, Literal["lower", "higher"]] = DIRECTIONS

@@ -1,0 +1,72 @@
+"""The layout of a run folder, said once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Role = Literal["teacher", "pruned", "student"]
+ROLES: tuple[Role, ...] = ("teacher", "pruned", "student")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder; whatever a stage reads or writes in it has its place here.
+
+    `onnx/<role>/` and `engine/<backend>/` are folders of their own because each is shipped, hashed and skipped alone.
+    """
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe, every default written out."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def pruned(self) -> Path:
+        """Stock diffusers pipeline of the student as cut from the teacher."""
+        return self.path / "pruned"
+
+    @property
+    def student(self) -> Path:
+        """Stock diffusers pipeline of the distilled student (averaged weights)."""
+        return self.path / "student"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Resumable training state."""
+        return self.path / "checkpoints"
+
+    @property
+    def train_log(self) -> Path:
+        """One JSON line a training step."""
+        return self.path / "train.jsonl"
+
+    def onnx(self, role: Role) -> Path:
+        """Exported folder: model.onnx, config.json, scheduler_config.json, parity.json, manifest.json."""
+        return self.path / "onnx" / role
+
+    def engine(self, backend: str) -> Path:
+        """Engine folder: model.engine, build.json, manifest.json."""
+        return self.path / "engine" / backend
+
+    @property
+    def latency(self) -> Path:
+        """Latency table (`results.Latency`)."""
+        return self.path / "latency.json"
+
+    @property
+    def quality(self) -> Path:
+        """Quality table (`results.Quality`)."""
+        return self.path / "quality.json"
+
+    def samples(self, role: Role) -> Path:
+        """First images of the quality evaluation, as `samples` (N, C, H, W) uint8 in a safetensors file."""
+        return self.path / "samples" / f"{role}.safetensors"
+
+    @property
+    def report(self) -> Path:
+        """The report for machines (`results.Report`); beside it report.html and README.md."""
+        return self.path / "report.json"
