@@ -1,4 +1,4 @@
-"""A stock diffusers pipeline folder as teachers and students are kept: checked before it is loaded, safetensors only."""
+"""A stock diffusers pipeline folder, as teachers and students are kept: checked, then loaded; safetensors only."""
 
 from __future__ import annotations
 

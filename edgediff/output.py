@@ -66,8 +66,13 @@ class Output:
         if self.mode == "json":
             sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
+    def page(self, text: str) -> None:
+        """Print a document as it is, on stdout."""
+        sys.stdout.write(text if text.endswith("\n") else text + "\n")
+
     def error(self, error: EdgeDiffError) -> None:
-        """Word an error: one sentence, and a `hint:` line where there is one, on stderr."""
+        """Word an error: one sentence, and a `hint:` line where there is one, on stderr; in `json` mode as data too."""
+        self.data({"error": error.message, "hint": error.hint, "exit_code": error.exit_code})
         self.err.print(f"[bold red]error:[/bold red] {_escaped(error.message)}")
         if error.hint:
             self.err.print(f"[bold]hint:[/bold] {_escaped(error.hint)}")

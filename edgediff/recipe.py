@@ -6,6 +6,7 @@ is one set of names, one set of defaults and one place that words what is wrong.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -188,6 +189,38 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BadInputError(f"recipe is not a mapping of keys to values: `{path}`")
     return value
+
+
+def packaged() -> dict[str, tuple[Path, str]]:
+    """Return the recipes that come along: name → its file and what it says of itself in its first lines."""
+    found = {}
+    for path in sorted(recipes_folder().glob("*.yaml")):
+        comments = itertools.takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+        words = [line.removeprefix("#").strip() for line in comments]
+        about = next((line for line in words if line and not line.startswith("edgediff ")), "")
+        found[path.stem] = (path, about)
+    return found
+
+
+def recipes_folder() -> Path:
+    """Return where the recipes are: inside an installed package, beside it in a source tree."""
+    package = Path(__file__).parent
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
+
+
+def find(name: str) -> Path:
+    """Return the file of a recipe that comes along, or of the path `name`.
+
+    Raises: BadInputError for a bare name that is neither, with the nearest one.
+    """
+    known = packaged()
+    if name in known:
+        return known[name][0]
+    path = Path(name)
+    if path.suffix or path.exists():
+        return path
+    raise BadInputError(f"unknown recipe: {name}", f"{nearest(name, known)}; or give the path of a file")
 
 
 def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:

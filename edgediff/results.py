@@ -213,3 +213,25 @@ class Report(Result):
     latency: Latency
     quality: Quality
     directions: dict[str, Literal["lower", "higher"]] = DIRECTIONS
+
+
+class StagePlan(Result):
+    """One stage of a plan."""
+
+    stage: str
+    seconds: float  # estimated here, on this machine
+    what: str
+
+
+class Plan(Result):
+    """What a recipe will do; nothing of it has been done."""
+
+    teacher: str
+    widths_before: dict[str, int]
+    widths_after: dict[str, int]
+    params_before: int
+    params_after: int
+    macs_before: int
+    macs_after: int
+    stages: list[StagePlan]
+    memory_mib: float  # peak, estimated

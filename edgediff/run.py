@@ -67,6 +67,11 @@ class Run:
         return self.path / "samples" / f"{role}.safetensors"
 
     @property
+    def error_map(self) -> Path:
+        """Student against teacher: `timesteps` (T,), `squared_error` (T, H, W), in a safetensors file."""
+        return self.path / "error_map.safetensors"
+
+    @property
     def report(self) -> Path:
         """The report for machines (`results.Report`); beside it report.html and README.md."""
         return self.path / "report.json"

@@ -9,8 +9,22 @@ from collections.abc import Callable
 from edgediff.errors import BadInputError, StageFailedError
 from edgediff.families import Config, Family, Widths
 from edgediff.metrics.cost import macs, parameter_count
+from edgediff.recipe import PruneConfig
 
 ROUNDING = 1e-9  # keeps a ratio computed to lie on the border of a rounding step on its side of it
+
+
+def target_widths(family: Family, config: Config, target: PruneConfig) -> Widths:
+    """Return the widths for whichever of ratio, params and macs a recipe asks for.
+
+    Raises: BadInputError for a target that no student of this teacher can meet.
+    """
+    if target.params is not None:
+        return widths_for_params(family, config, target.params)
+    if target.macs is not None:
+        return widths_for_macs(family, config, target.macs)
+    assert target.ratio is not None  # PruneConfig holds exactly one of the three
+    return widths_for_ratio(family, config, target.ratio)
 
 
 def widths_for_ratio(family: Family, config: Config, ratio: float) -> Widths:

@@ -1,0 +1,5 @@
+"""`python -m edgediff`."""
+
+from edgediff.cli import main
+
+main()

@@ -1,0 +1,399 @@
+"""The command line: one command a verb; parse, call, print. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgediff import __version__
+from edgediff.errors import EdgeDiffError, InterruptedStageError
+
+if TYPE_CHECKING:
+    from edgediff.output import Output
+    from edgediff.recipe import Recipe
+    from edgediff.run import Run
+
+app = typer.Typer(
+    name="edgediff",
+    help="Prune, distill, export, build, time, score and gate diffusion models for edge devices.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+teachers_app = typer.Typer(help="The teachers that come along.")
+teacher_app = typer.Typer(help="Make a teacher.", no_args_is_help=True)
+recipes_app = typer.Typer(help="The recipes that come along.")
+app.add_typer(teachers_app, name="teachers")
+app.add_typer(teacher_app, name="teacher")
+app.add_typer(recipes_app, name="recipes")
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted distillation from its checkpoint.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan with estimated time and memory, do nothing.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to change.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="The run folder to make or to go on with.")]
+RecipeFile = Annotated[
+    str | None, typer.Option("--recipe", "-r", help="A recipe file, or the name of one that comes along.")
+]
+TeacherName = Annotated[str | None, typer.Option("--teacher", "-t", help="A teacher's name, or a pipeline folder.")]
+Ratio = Annotated[float | None, typer.Option(help="Fraction of channels removed, in [0, 1).")]
+Params = Annotated[str | None, typer.Option(help="Parameters that stay, such as 250k.")]
+Macs = Annotated[str | None, typer.Option(help="MACs of one forward that stay, such as 1.5G.")]
+Kd = Annotated[str | None, typer.Option(help="none, output, lift or place.")]
+Trt = Annotated[bool, typer.Option("--trt", help="Build TensorRT engines with every builder installed.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    """Prune, distill, export, build, time, score and gate diffusion models for edge devices."""
+    if version:
+        print(f"edgediff {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def compress(
+    out: Out,
+    overrides: Overrides = None,
+    teacher: TeacherName = None,
+    recipe: RecipeFile = None,
+    ratio: Ratio = None,
+    params: Params = None,
+    macs: Macs = None,
+    kd: Kd = None,
+    trt: Trt = False,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Prune, distill, export, build, time, score and report: the whole line over one run folder."""
+    with _speaking(json, quiet, f"edgediff compress … --out {out} --resume") as output:
+        from edgediff import pipeline
+        from edgediff.run import Run
+
+        resolved = _resolve(recipe, teacher, ratio, params, macs, kd, trt, overrides)
+        if dry_run:
+            _show_plan(resolved, output)
+            return
+        report = pipeline.compress(Run(out), resolved, output, resume=resume)
+        output.data(report.model_dump(mode="json"))
+
+
+@app.command()
+def prune(
+    out: Out,
+    overrides: Overrides = None,
+    teacher: TeacherName = None,
+    recipe: RecipeFile = None,
+    ratio: Ratio = None,
+    params: Params = None,
+    macs: Macs = None,
+    kd: Kd = None,
+    trt: Trt = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Start a run: cut a teacher to a student of fewer channels. The other stages go on from its folder."""
+    with _speaking(json, quiet, "the same command") as output:
+        from edgediff import pipeline
+        from edgediff.prune import prune as verb
+        from edgediff.run import Run
+
+        run, resolved = Run(out), _resolve(recipe, teacher, ratio, params, macs, kd, trt, overrides)
+        pipeline.prepare(run, resolved)
+        output.data(verb(run, resolved, output).model_dump(mode="json"))
+
+
+@app.command()
+def distill(
+    run: RunFolder, overrides: Overrides = None, resume: Resume = False, json: Json = False, quiet: Quiet = False
+) -> None:
+    """Train the pruned student to follow its teacher (LIFT/PLACE, or a rival)."""
+    with _stage(run, overrides, json, quiet, f"edgediff distill {run} --resume", resume) as (folder, recipe, output):
+        from edgediff.distill import distill as verb
+
+        output.data(verb(folder, recipe, output, resume=resume).model_dump(mode="json"))
+
+
+@app.command()
+def export(
+    run: RunFolder, overrides: Overrides = None, trt: Trt = False, json: Json = False, quiet: Quiet = False
+) -> None:
+    """Write teacher, pruned model and student as ONNX, each checked against PyTorch."""
+    with _stage(run, _with_trt(overrides, trt), json, quiet, f"edgediff export {run}") as (folder, recipe, output):
+        from edgediff.build import build as build_verb
+        from edgediff.export import export as verb
+        from edgediff.run import ROLES
+
+        result: dict[str, Any] = {role: verb(folder, recipe, role, output).model_dump(mode="json") for role in ROLES}
+        if trt:
+            result["builds"] = [built.model_dump(mode="json") for built in build_verb(folder, recipe, output)]
+        output.data(result)
+
+
+@app.command()
+def build(
+    run: RunFolder, overrides: Overrides = None, trt: Trt = False, json: Json = False, quiet: Quiet = False
+) -> None:
+    """Build the student's engines with the recipe's builders."""
+    with _stage(run, _with_trt(overrides, trt), json, quiet, f"edgediff build {run}") as (folder, recipe, output):
+        from edgediff.build import build as verb
+
+        output.data({"builds": [built.model_dump(mode="json") for built in verb(folder, recipe, output)]})
+
+
+@app.command()
+def bench(run: RunFolder, overrides: Overrides = None, json: Json = False, quiet: Quiet = False) -> None:
+    """Time teacher, pruned model and student side by side on every backend that runs here."""
+    with _stage(run, overrides, json, quiet, f"edgediff bench {run}") as (folder, recipe, output):
+        from edgediff.benchmark import benchmark as verb
+
+        output.data(verb(folder, recipe, output).model_dump(mode="json"))
+
+
+@app.command("eval")
+def evaluate(run: RunFolder, overrides: Overrides = None, json: Json = False, quiet: Quiet = False) -> None:
+    """Draw images and score them against real ones and against the teacher's of the same seeds."""
+    with _stage(run, overrides, json, quiet, f"edgediff eval {run}") as (folder, recipe, output):
+        from edgediff.evaluate import evaluate as verb
+
+        output.data(verb(folder, recipe, output).model_dump(mode="json"))
+
+
+@app.command()
+def report(run: RunFolder, overrides: Overrides = None, json: Json = False, quiet: Quiet = False) -> None:
+    """Write report.json, report.html and the model card from what the stages left."""
+    with _stage(run, overrides, json, quiet, f"edgediff report {run}") as (folder, recipe, output):
+        from edgediff.report import report as verb
+
+        output.data(verb(folder, recipe, output).model_dump(mode="json"))
+
+
+@app.command()
+def check(
+    run: RunFolder,
+    baseline: Annotated[Path, typer.Option(help="The baseline file.")] = Path("baseline.json"),
+    write_baseline: Annotated[bool, typer.Option("--write-baseline", help="Write the baseline from this run.")] = False,
+    junit: Annotated[Path | None, typer.Option(help="Also write the verdict as JUnit XML to this file.")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Gate a run in CI. Exit code 0: no regression, 1: regression, 2: bad input, 3: not comparable."""
+    with _speaking(json, quiet, "the same command") as output:
+        from edgediff import check as gate
+        from edgediff.artifacts import write_text
+
+        if write_baseline:
+            gate.write_baseline(run, baseline)
+            output.say(f"baseline written: `{baseline}`")
+            return
+        verdict = gate.check(run, baseline, output)
+        if junit is not None:
+            write_text(junit, gate.junit(verdict))
+        output.data(verdict.model_dump(mode="json"))
+        raise typer.Exit(verdict.exit_code)
+
+
+@app.command()
+def doctor(json: Json = False, quiet: Quiet = False) -> None:
+    """Say what is installed and which backends can build and run here, and why the others cannot."""
+    with _speaking(json, quiet, "edgediff doctor") as output:
+        from edgediff.doctor import doctor as verb
+
+        output.data(verb(output).model_dump(mode="json"))
+
+
+@teachers_app.callback(invoke_without_command=True)
+def teachers(context: typer.Context, json: Json = False) -> None:
+    """List the teachers that come along."""
+    if context.invoked_subcommand:
+        return
+    with _speaking(json, False, "edgediff teachers") as output:
+        from edgediff.teacher import zoo
+
+        rows = [teacher.summary() for teacher in zoo().values()]
+        output.table(
+            "teachers",
+            ["name", "class", "parameters", "sample", "licence"],
+            [[row["name"], row["class_name"], f"{row['params']:,}", row["sample"], row["licence"]] for row in rows],
+        )
+        output.data({"teachers": rows})
+
+
+@teachers_app.command("show")
+def teachers_show(name: Annotated[str, typer.Argument(help="A teacher's name, or a pipeline folder.")]) -> None:
+    """Print a teacher's model card."""
+    with _speaking(False, False, "edgediff teachers show") as output:
+        from edgediff.teacher import resolve
+
+        output.page(resolve(name).card())
+
+
+@teacher_app.command("train")
+def teacher_train(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A teacher recipe file.")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: runs/<name of the recipe>.")] = None,
+    resume: Resume = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a small teacher from nothing, score it, and write its card."""
+    with _speaking(json, quiet, f"edgediff teacher train {recipe} --resume") as output:
+        from edgediff.recipe import TeacherRecipe, apply_overrides, read_yaml
+        from edgediff.recipe import check as check_recipe
+        from edgediff.train_teacher import train_teacher
+
+        values = apply_overrides(read_yaml(recipe), overrides or ())
+        resolved = check_recipe(values, TeacherRecipe, f"`{recipe}`")
+        folder = train_teacher(resolved, out or Path("runs") / resolved.name, output, resume=resume)
+        output.say(f"teacher: `{folder}`")
+        output.data({"teacher": str(folder)})
+
+
+@recipes_app.callback(invoke_without_command=True)
+def recipes(context: typer.Context, json: Json = False) -> None:
+    """List the recipes that come along."""
+    if context.invoked_subcommand:
+        return
+    with _speaking(json, False, "edgediff recipes") as output:
+        from edgediff.recipe import packaged
+
+        rows = [{"name": name, "path": str(path), "about": about} for name, (path, about) in packaged().items()]
+        output.table("recipes", ["name", "about"], [[row["name"], row["about"]] for row in rows])
+        output.data({"recipes": rows})
+
+
+@recipes_app.command("show")
+def recipes_show(name: Annotated[str, typer.Argument(help="The name of a recipe that comes along.")]) -> None:
+    """Print a recipe."""
+    with _speaking(False, False, "edgediff recipes show") as output:
+        from edgediff.recipe import find
+
+        output.page(find(name).read_text(encoding="utf-8"))
+
+
+@contextmanager
+def _speaking(json: bool, quiet: bool, resume_with: str) -> Iterator[Output]:
+    """Give a command its voice, and word a SIGINT as what it is: a pause."""
+    from edgediff.output import Output
+
+    output = Output("json" if json else "quiet" if quiet else "human")
+    try:
+        yield output
+    except KeyboardInterrupt as error:
+        raise InterruptedStageError(
+            "interrupted; finished stages are kept", f"go on with {_code(resume_with)}"
+        ) from error
+
+
+@contextmanager
+def _stage(
+    path: Path, overrides: list[str] | None, json: bool, quiet: bool, resume_with: str, resume: bool = False
+) -> Iterator[tuple[Run, Recipe, Output]]:
+    """Open an existing run with its recipe, changed by the overrides, for one stage."""
+    with _speaking(json, quiet, resume_with) as output:
+        from edgediff import pipeline
+        from edgediff.recipe import Recipe, apply_overrides
+        from edgediff.recipe import check as check_recipe
+        from edgediff.run import Run
+
+        run = Run(path)
+        values = apply_overrides(pipeline.stored_recipe(run), overrides or ())
+        recipe = check_recipe(values, Recipe, f"`{run.recipe}`")
+        pipeline.refuse_other_recipe(run, recipe)
+        if overrides:
+            pipeline.claim(run, recipe)
+        yield run, recipe, output
+
+
+def _resolve(
+    recipe: str | None,
+    teacher: str | None,
+    ratio: float | None,
+    params: str | None,
+    macs: str | None,
+    kd: str | None,
+    trt: bool,
+    overrides: list[str] | None,
+) -> Recipe:
+    """Put recipe file, options and overrides together, in that order, and check the whole once."""
+    from edgediff.recipe import Recipe, apply_overrides, find, read_yaml
+    from edgediff.recipe import check as check_recipe
+
+    values: dict[str, Any] = read_yaml(find(recipe)) if recipe else {}
+    targets = {"ratio": ratio, "params": params, "macs": macs}
+    given = {name: value for name, value in targets.items() if value is not None}
+    if given:
+        # A target on the command line takes the place of the recipe's, whichever kind that one is.
+        kept = {key: value for key, value in (values.get("prune") or {}).items() if key not in targets}
+        values["prune"] = {**kept, **given}
+    if teacher is not None:
+        values["teacher"] = teacher
+    if kd is not None:
+        values["distill"] = {**(values.get("distill") or {}), "kd": kd}
+    values = apply_overrides(values, _with_trt(overrides, trt) or ())
+    values.setdefault("prune", {})
+    return check_recipe(values, Recipe, f"recipe `{recipe}`" if recipe else "options")
+
+
+def _with_trt(overrides: list[str] | None, trt: bool) -> list[str] | None:
+    if not trt:
+        return overrides
+    from edgediff.backends import installed_builders
+
+    return [f"build.backends=[{', '.join(installed_builders())}]", *(overrides or [])]
+
+
+def _show_plan(recipe: Recipe, output: Output) -> None:
+    from edgediff.plan import plan
+
+    found = plan(recipe)
+    widths = [", ".join(map(str, value.values())) for value in (found.widths_before, found.widths_after)]
+    output.table(
+        f"plan: {found.teacher}",
+        ["", "teacher", "student"],
+        [
+            ["widths", *widths],
+            ["parameters", f"{found.params_before:,}", f"{found.params_after:,}"],
+            ["MACs", f"{found.macs_before:,}", f"{found.macs_after:,}"],
+        ],
+    )
+    total = sum(stage.seconds for stage in found.stages)
+    output.table(
+        f"estimated here: {_duration(total)}, {found.memory_mib:,.0f} MiB at the peak",
+        ["stage", "time", "what"],
+        [[stage.stage, _duration(stage.seconds), stage.what] for stage in found.stages],
+    )
+    output.data({**found.model_dump(mode="json"), "recipe": recipe.model_dump(mode="json")})
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+def _code(text: str) -> str:
+    return f"`{text}`" if text.startswith("edgediff") else text
+
+
+def main() -> None:
+    """Run the command line; the one place where an error becomes words and an exit code."""
+    try:
+        app()
+    except EdgeDiffError as error:
+        from edgediff.output import Output
+
+        Output("json" if "--json" in sys.argv else "human").error(error)
+        raise SystemExit(error.exit_code) from None

@@ -1,0 +1,128 @@
+"""The verb `evaluate`: images of teacher, pruned model and student, scored against real ones and the teacher's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from edgediff import data, model_folder, teacher
+from edgediff.artifacts import atomic_file, content_hash, read_result, result_up_to_date, write_result
+from edgediff.backends.onnxruntime import OnnxRuntimeDenoiser
+from edgediff.backends.pytorch import PyTorchDenoiser
+from edgediff.data.images import Images
+from edgediff.diffusion.denoiser import Denoiser
+from edgediff.errors import BadInputError
+from edgediff.metrics.features import EfficientNetLite0, efficientnet_lite0
+from edgediff.model_folder import Loaded
+from edgediff.output import Output
+from edgediff.quality import Drawn, draw, floor_row, model_row, profile, real_images
+from edgediff.recipe import Recipe
+from edgediff.results import Quality, QualityRow
+from edgediff.run import ROLES, Role, Run
+
+SHOWN_IMAGES = 64  # kept of every role, for the report's grids
+ERROR_MAP_TIMESTEPS, ERROR_MAP_IMAGES = 8, 64
+
+
+def evaluate(run: Run, recipe: Recipe, output: Output) -> Quality:
+    """Write `run.quality`, the first images of every role, and the error map of the student.
+
+    Images come from ONNX Runtime where the role was exported, otherwise from PyTorch; the row says which.
+    """
+    folders = {"teacher": teacher.resolve(recipe.teacher).folder, "pruned": run.pruned, "student": run.student}
+    for role, folder in folders.items():
+        if not folder.is_dir():
+            verb = {"pruned": "prune", "student": "distill"}[role]
+            raise BadInputError(f"nothing to evaluate: `{folder}`", f"run `edgediff {verb} {run.path}` first")
+    loaded = {role: model_folder.load(folders[role]) for role in ROLES}
+    shape = loaded["teacher"].sample_shape
+    reference = data.load(recipe.data, "test", shape=shape)
+    training = data.load(recipe.data, "train", shape=shape)
+    config = {"evaluate": recipe.evaluate.model_dump(mode="json"), "data": recipe.data.model_dump(mode="json")}
+    inputs = {
+        **{role: model.sha256 for role, model in loaded.items()},
+        **{f"onnx/{role}": content_hash(run.onnx(role)) for role in ROLES if _exported(run, role)},
+        "reference": reference.sha256,
+        "training": training.sha256,
+        "extractor": EfficientNetLite0.sha256,
+    }
+    if result_up_to_date(run.quality, stage="evaluate", config=config, inputs=inputs):
+        quality = Quality.model_validate(read_result(run.quality))
+        output.stage("evaluate", "up to date")
+        show(quality, output)
+        return quality
+
+    settings = recipe.evaluate
+    output.stage("evaluate", f"{settings.num_images} images, DDIM with {settings.num_inference_steps} steps")
+    extractor = efficientnet_lite0()
+    real = real_images(reference, training, extractor, settings.num_images, output)
+    rows: list[QualityRow] = [floor_row(real)]
+    of_teacher: Drawn | None = None
+    for role in ROLES:
+        drawn = draw(_denoiser(run, role, loaded[role]), loaded[role], settings, output, role)
+        rows.append(model_row(role, drawn, real, extractor, of_teacher))
+        of_teacher = of_teacher or drawn
+        _save(run.samples(role), {"samples": torch.from_numpy(drawn.pixels[:SHOWN_IMAGES])})
+    _save(run.error_map, error_map(loaded["teacher"], loaded["student"], reference))
+    quality = Quality(profile=profile(real, extractor, settings), rows=rows)
+    write_result(run.quality, quality.model_dump(mode="json"), stage="evaluate", config=config, inputs=inputs)
+    show(quality, output)
+    return quality
+
+
+@torch.inference_mode()
+def error_map(teacher: Loaded, student: Loaded, images: Images) -> dict[str, Tensor]:
+    """Return where and when the student's prediction differs from the teacher's.
+
+    Returns: `timesteps` (T,) int64, and `squared_error` (T, H, W) float32, the mean over images and channels.
+    """
+    x0 = images.batch(torch.linspace(0, len(images) - 1, min(ERROR_MAP_IMAGES, len(images))).long())
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
+    last = teacher.scheduler.config.num_train_timesteps - 1
+    timesteps = torch.linspace(0, last, ERROR_MAP_TIMESTEPS).long()
+    maps = []
+    for timestep in timesteps:
+        at = timestep.expand(len(x0))
+        sample = teacher.scheduler.add_noise(x0, noise, at)
+        predictions = [model.family.prediction(model.model, sample, at) for model in (teacher, student)]
+        maps.append((predictions[0] - predictions[1]).square().mean(dim=(0, 1)))
+    return {"timesteps": timesteps, "squared_error": torch.stack(maps)}
+
+
+def show(quality: Quality, output: Output) -> None:
+    """Show the quality table for people."""
+    rows = [
+        [
+            row.role,
+            f"{row.frechet_distance:.0f}",
+            f"{row.kid_mean:.3f} ± {row.kid_std:.3f}",
+            f"{row.precision:.2f}",
+            f"{row.recall:.2f}",
+            "–" if row.psnr_to_teacher is None else f"{row.psnr_to_teacher:.1f} dB",
+            "–" if row.ssim_to_teacher is None else f"{row.ssim_to_teacher:.3f}",
+        ]
+        for row in quality.rows
+    ]
+    settings = quality.profile
+    title = f"quality: {settings.num_images} images, {settings.num_inference_steps} steps, {settings.extractor}"
+    output.table(
+        title, ["", "FD ↓", "KID ↓", "precision ↑", "recall ↑", "PSNR to teacher ↑", "SSIM to teacher ↑"], rows
+    )
+
+
+def _exported(run: Run, role: Role) -> bool:
+    return (run.onnx(role) / "manifest.json").is_file()
+
+
+def _denoiser(run: Run, role: Role, loaded: Loaded) -> Denoiser:
+    if _exported(run, role):
+        return OnnxRuntimeDenoiser(run.onnx(role) / "model.onnx")
+    return PyTorchDenoiser(loaded.model, loaded.family)
+
+
+def _save(path: Path, tensors: dict[str, Tensor]) -> None:
+    with atomic_file(path) as temporary:
+        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary)

@@ -1,0 +1,117 @@
+"""The verbs in order: one recipe, one run folder, from teacher to report; every stage resumable on its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgediff import data, model_folder, teacher
+from edgediff.artifacts import write_text
+from edgediff.benchmark import benchmark
+from edgediff.build import build, check_buildable
+from edgediff.distill import distill
+from edgediff.errors import BadInputError
+from edgediff.evaluate import evaluate
+from edgediff.export import export
+from edgediff.output import Output
+from edgediff.plan import outline
+from edgediff.prune import prune
+from edgediff.recipe import Recipe, check, dump, read_yaml
+from edgediff.report import report
+from edgediff.results import Report
+from edgediff.run import ROLES, Run
+from edgediff.training import checkpoint
+from edgediff.training.loop import ADJUSTABLE
+
+
+def compress(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -> Report:
+    """Run every stage that is not up to date, and return the report.
+
+    Args: resume: continue an interrupted distillation from its checkpoint.
+    Raises: BadInputError and MissingExtraError before any work when something stands in the way of a later stage.
+    """
+    prepare(run, recipe, resume=resume)
+    prune(run, recipe, output)
+    distill(run, recipe, output, resume=resume)
+    for role in ROLES:
+        export(run, recipe, role, output)
+    build(run, recipe, output)
+    benchmark(run, recipe, output)
+    evaluate(run, recipe, output)
+    return report(run, recipe, output)
+
+
+def prepare(run: Run, recipe: Recipe, *, resume: bool = False) -> None:
+    """Find out in seconds whether every stage can run, then claim the run folder by writing the resolved recipe.
+
+    Raises: BadInputError for an unknown teacher or data set, a pruning target out of reach, a run folder that holds
+    another recipe's artefacts, or an unfinished distillation without `resume`; MissingExtraError for a builder that
+    is not installed.
+    """
+    outline(recipe)
+    shape = model_folder.load(teacher.resolve(recipe.teacher).folder).sample_shape
+    for split in ("train", "test"):
+        data.load(recipe.data, split, shape=shape)
+    check_buildable(recipe)
+    refuse_other_recipe(run, recipe)
+    state = run.checkpoints / checkpoint.FILE_NAME
+    if state.exists() and not resume and not (run.student / "manifest.json").exists():
+        raise BadInputError(
+            f"an unfinished distillation stands at step {checkpoint.read_facts(state)['step']}: `{run.path}`",
+            "add `--resume` to continue it, or choose another `--out`",
+        )
+    claim(run, recipe)
+
+
+def refuse_other_recipe(run: Run, recipe: Recipe) -> None:
+    """Refuse a folder whose pruned or distilled model another recipe made; how it is timed and scored may change.
+
+    Raises: BadInputError naming the keys that differ.
+    """
+    if not run.recipe.exists():
+        if run.path.is_dir() and any(run.path.iterdir()):
+            raise BadInputError(
+                f"folder is not empty and holds no run: `{run.path}`", "choose another folder with `--out`"
+            )
+        return
+    made_by = check(read_yaml(run.recipe), Recipe, f"`{run.recipe}`")
+    differing: list[str] = []
+    if (run.pruned / "manifest.json").exists():
+        differing += _differences(made_by, recipe, ("teacher", "data", "prune"))
+    if (run.student / "manifest.json").exists() or (run.checkpoints / checkpoint.FILE_NAME).exists():
+        adjustable = {f"distill.training.{name}" for name in ADJUSTABLE}
+        differing += [key for key in _differences(made_by, recipe, ("distill",)) if key not in adjustable]
+    if differing:
+        raise BadInputError(
+            f"folder holds another recipe's run (differs in {', '.join(differing)}): `{run.path}`",
+            "choose another folder with `--out`, or delete this one",
+        )
+
+
+def claim(run: Run, recipe: Recipe) -> None:
+    """Write the resolved recipe into the run folder, every default written out."""
+    write_text(run.recipe, dump(recipe))
+
+
+def stored_recipe(run: Run) -> dict[str, Any]:
+    """Return the recipe of an existing run as plain data, for stage commands to override and check.
+
+    Raises: BadInputError when there is no run at that path.
+    """
+    if not run.recipe.exists():
+        raise BadInputError(f"not a run folder: `{run.path}`", "`edgediff prune` or `edgediff compress` starts one")
+    return read_yaml(run.recipe)
+
+
+def _differences(a: Recipe, b: Recipe, sections: tuple[str, ...]) -> list[str]:
+    return [
+        key
+        for section in sections
+        for key in _differing_keys(section, a.model_dump(mode="json")[section], b.model_dump(mode="json")[section])
+    ]
+
+
+def _differing_keys(prefix: str, a: Any, b: Any) -> list[str]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = sorted({*a, *b})
+        return [found for key in keys for found in _differing_keys(f"{prefix}.{key}", a.get(key), b.get(key))]
+    return [] if a == b else [prefix]

@@ -1,0 +1,149 @@
+"""The verb `plan`: what a recipe will do, how long and with how much memory, found out in seconds without a write."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from edgediff import families, model_folder, teacher
+from edgediff.artifacts import read_json
+from edgediff.families import Config, Family, Widths
+from edgediff.losses import KD
+from edgediff.metrics.cost import macs, parameter_bytes, parameter_count
+from edgediff.pruning import target_widths
+from edgediff.recipe import Recipe
+from edgediff.results import Plan, StagePlan
+
+TRIAL_BATCH = 4
+BACKWARD = 2.0  # a backward pass costs about two forwards
+TRAINING_COPIES = 5  # of the student's parameters: weights, gradient, two moments, average
+INTERPRETER_MIB = 600  # Python with torch, diffusers and ONNX Runtime loaded
+# Seconds that do not depend on the model's arithmetic, from runs on one AVX-512 core.
+EXPORT_SECONDS_A_MODULE = 0.12
+ENGINE_SECONDS = 10.0
+FEATURE_SECONDS = 0.003
+REFERENCE_IMAGES = 10_000
+PROCESS_SECONDS = 6.0
+
+
+@dataclass(frozen=True)
+class Outline:
+    """Teacher and student as configs: what can be known without weights."""
+
+    family: Family
+    teacher_config: Config
+    student_config: Config
+    widths: Widths
+
+
+def outline(recipe: Recipe) -> Outline:
+    """Check the teacher's folder and find the student's widths.
+
+    Raises: BadInputError for an unknown teacher or a target that no student of it can meet; CorruptArtifactError for
+    damaged weights.
+    """
+    folder = teacher.resolve(recipe.teacher).folder
+    model_folder.check(folder)
+    stored = read_json(folder / "unet" / "config.json")
+    family = families.of(stored["_class_name"])
+    config = dict(family.build(stored, "meta").config)
+    widths = target_widths(family, config, recipe.prune)
+    return Outline(family, config, family.student_config(config, widths), widths)
+
+
+def plan(recipe: Recipe) -> Plan:
+    """Return the stages of a recipe with estimated seconds, and the memory the run needs at its peak.
+
+    One forward of teacher and student is timed here, at a small batch; everything else is counted from it.
+    """
+    what = outline(recipe)
+    models = {
+        "teacher": what.family.build(what.teacher_config).eval(),
+        "student": what.family.build(what.student_config).eval(),
+    }
+    seconds = {name: _forward_seconds(model, what.family) for name, model in models.items()}
+    train, images = recipe.distill.training, recipe.evaluate
+    of_step = (1 + BACKWARD) * seconds["student"] + (seconds["teacher"] if KD[recipe.distill.kd] else 0.0)
+    modules = sum(1 for module in models["teacher"].modules() if not list(module.children()))
+    rounds = recipe.benchmark.iterations + recipe.benchmark.warmup_iterations
+    all_roles = seconds["teacher"] + 2 * seconds["student"]
+    sizes = recipe.benchmark.batch_sizes
+    stages = [
+        StagePlan(stage="prune", seconds=2.0, what=f"width, by {recipe.prune.importance}"),
+        StagePlan(
+            stage="distill",
+            seconds=train.steps * train.batch_size * of_step,
+            what=f"kd {recipe.distill.kd}, {train.steps} steps of {train.batch_size}, {train.precision}",
+        ),
+        StagePlan(
+            stage="export", seconds=3 * modules * EXPORT_SECONDS_A_MODULE, what="ONNX of teacher, pruned, student"
+        ),
+        StagePlan(
+            stage="build",
+            seconds=ENGINE_SECONDS * len(recipe.build.backends),
+            what=", ".join(recipe.build.backends) or "no engine asked for",
+        ),
+        StagePlan(
+            stage="benchmark",
+            seconds=2 * rounds * sum(sizes) * all_roles + 6 * len(sizes) * PROCESS_SECONDS,
+            what=f"batch sizes {', '.join(map(str, sizes))}, {recipe.benchmark.iterations} rounds",
+        ),
+        StagePlan(
+            stage="evaluate",
+            seconds=images.num_images * images.num_inference_steps * all_roles
+            + (REFERENCE_IMAGES + 4 * images.num_images) * FEATURE_SECONDS,
+            what=f"{images.num_images} images a model, DDIM with {images.num_inference_steps} steps",
+        ),
+    ]
+    return Plan(
+        teacher=recipe.teacher,
+        widths_before=what.family.levels(what.teacher_config),
+        widths_after=what.widths,
+        params_before=parameter_count(models["teacher"]),
+        params_after=parameter_count(models["student"]),
+        macs_before=macs(models["teacher"], what.family.example_inputs(what.teacher_config)),
+        macs_after=macs(models["student"], what.family.example_inputs(what.student_config)),
+        stages=stages,
+        memory_mib=_memory_mib(models, what.family, train.batch_size),
+    )
+
+
+@torch.inference_mode()
+def _forward_seconds(model: Any, family: Family) -> float:
+    """Return the time of one forward for one image: best of three, after a first one that warms up."""
+    inputs = family.example_inputs(model.config, TRIAL_BATCH)
+    durations = []
+    for _ in range(4):
+        began = time.perf_counter()
+        family.prediction(model, **inputs)
+        durations.append(time.perf_counter() - began)
+    return min(durations[1:]) / TRIAL_BATCH
+
+
+@torch.inference_mode()
+def _activation_bytes(model: Any, family: Family, *, kept: bool) -> int:
+    """Return the bytes of one image's activations: all of them (kept for backward), or the two largest alive."""
+    sizes: list[int] = []
+
+    def record(module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, torch.Tensor):
+            sizes.append(output.numel() * output.element_size())
+
+    leaves = [module for module in model.modules() if not list(module.children())]
+    handles = [leaf.register_forward_hook(record) for leaf in leaves]
+    family.prediction(model, **family.example_inputs(model.config))
+    for handle in handles:
+        handle.remove()
+    return sum(sizes) if kept else 2 * max(sizes)
+
+
+def _memory_mib(models: dict[str, Any], family: Family, batch_size: int) -> float:
+    """Return the peak of distillation, the stage that holds most: both models, the optimiser, one batch."""
+    student, big = models["student"], models["teacher"]
+    weights = parameter_bytes(big) + TRAINING_COPIES * parameter_bytes(student)
+    one_image = _activation_bytes(student, family, kept=True) + _activation_bytes(big, family, kept=False)
+    return INTERPRETER_MIB + (weights + batch_size * one_image) / 2**20

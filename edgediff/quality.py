@@ -1,0 +1,157 @@
+"""How images of a model are drawn and scored: one profile, for students in `evaluate` and for teachers' cards alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edgediff.data.images import Images
+from edgediff.diffusion.denoiser import Denoiser
+from edgediff.diffusion.sampler import ddim, sample
+from edgediff.metrics.features import FeatureExtractor
+from edgediff.metrics.frechet import GaussianStatistics, frechet_distance, gaussian_statistics
+from edgediff.metrics.kid import kid
+from edgediff.metrics.paired import psnr, ssim
+from edgediff.metrics.precision_recall import precision_recall
+from edgediff.model_folder import Loaded
+from edgediff.output import Output
+from edgediff.recipe import EvaluateConfig
+from edgediff.results import QualityProfile, QualityRow, Reference
+
+KID_SUBSET_SIZE, KID_SUBSETS = 1000, 100
+NEIGHBOURS = 3  # Kynkaanniemi et al. 2019
+DIVERGED = 1.5  # abs(x) beyond which a pixel of an image in [-1, 1] is no rounding of one
+IDENTICAL_PSNR = 100.0  # dB; stands for infinity, which JSON cannot hold and a mean cannot survive
+CHUNK = 256  # images between two advances of the progress bar
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Images of one model, as they would be saved: (N, C, H, W) uint8, and how far the raw ones were out of range."""
+
+    pixels: NDArray[np.uint8]
+    backend: str
+    diverged_share: float
+
+    def images(self) -> Tensor:
+        """Return the images as float32 (N, C, H, W) in [-1, 1]."""
+        return torch.from_numpy(self.pixels).to(torch.float32) / 127.5 - 1.0
+
+
+@dataclass(frozen=True)
+class RealImages:
+    """Features of the reference, their statistics, and the features of the floor's images."""
+
+    profile: Reference
+    features: NDArray[np.float32]
+    statistics: GaussianStatistics
+    floor: NDArray[np.float32]
+
+
+def draw(denoiser: Denoiser, loaded: Loaded, config: EvaluateConfig, output: Output, what: str) -> Drawn:
+    """Draw the profile's images from a model on any backend."""
+    with output.progress(f"draw {what}", config.num_images) as progress:
+        raw = sample(
+            denoiser,
+            ddim(loaded.scheduler.config, clip_sample=config.clip_sample),
+            range(config.first_seed, config.first_seed + config.num_images),
+            shape=loaded.sample_shape,
+            num_inference_steps=config.num_inference_steps,
+            batch_size=config.batch_size,
+            on_images=progress.advance,
+        )
+    # A student that diverges to NaN has failed, but its row should say so rather than stop the report of the others.
+    finite = torch.nan_to_num(raw, nan=2 * DIVERGED, posinf=2 * DIVERGED, neginf=-2 * DIVERGED)
+    pixels = ((finite.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
+    return Drawn(pixels, denoiser.backend, float((finite.abs() > DIVERGED).float().mean()))
+
+
+def real_images(
+    reference: Images, training: Images, extractor: FeatureExtractor, num_images: int, output: Output
+) -> RealImages:
+    """Extract the features of all reference images, and of as many training images as models draw (the floor)."""
+    count = min(num_images, len(training))
+    with output.progress("features of real images", len(reference) + count) as progress:
+        features = _features(reference, range(len(reference)), extractor, progress.advance)
+        spread = torch.linspace(0, len(training) - 1, count).long().tolist()
+        floor = _features(training, spread, extractor, progress.advance)
+    profile = Reference(name=reference.name, sha256=reference.sha256, num_images=len(reference))
+    return RealImages(profile, features, gaussian_statistics(features), floor)
+
+
+def profile(real: RealImages, extractor: FeatureExtractor, config: EvaluateConfig) -> QualityProfile:
+    """Return everything a quality figure depends on beside the model."""
+    return QualityProfile(
+        extractor=extractor.name,
+        extractor_sha256=extractor.sha256,
+        resize=extractor.resize,
+        reference=real.profile,
+        num_images=config.num_images,
+        sampler="ddim, eta 0, trailing timesteps",
+        num_inference_steps=config.num_inference_steps,
+        clip_sample=config.clip_sample,
+        first_seed=config.first_seed,
+        kid_subset_size=min(KID_SUBSET_SIZE, config.num_images),
+        kid_subsets=KID_SUBSETS,
+        neighbours=NEIGHBOURS,
+    )
+
+
+def floor_row(real: RealImages) -> QualityRow:
+    """Score real training images as if a model had drawn them: the best that this count and extractor allow."""
+    return _row("floor", "", real.floor, real)
+
+
+def model_row(
+    role: Literal["teacher", "pruned", "student"],
+    drawn: Drawn,
+    real: RealImages,
+    extractor: FeatureExtractor,
+    teacher: Drawn | None = None,
+) -> QualityRow:
+    """Score a model's images; against those of its teacher, of the same seeds, when there is one."""
+    images = drawn.images()
+    row = _row(role, drawn.backend, extractor(images), real)
+    row.diverged_share = drawn.diverged_share
+    if teacher is not None:
+        expected = teacher.images()
+        row.psnr_to_teacher = float(np.minimum(psnr(images, expected), IDENTICAL_PSNR).mean())
+        row.ssim_to_teacher = float(ssim(images, expected).mean())
+    return row
+
+
+def _row(
+    role: Literal["floor", "teacher", "pruned", "student"],
+    backend: str,
+    features: NDArray[np.float32],
+    real: RealImages,
+) -> QualityRow:
+    count = len(features)
+    kid_mean, kid_std = kid(real.features, features, subset_size=min(KID_SUBSET_SIZE, count), num_subsets=KID_SUBSETS)
+    # Precision and recall depend on the counts, so as many real images are taken as there are generated ones.
+    spread = np.linspace(0, len(real.features) - 1, min(count, len(real.features))).astype(int)
+    precision, recall = precision_recall(real.features[spread], features, k=NEIGHBOURS)
+    return QualityRow(
+        role=role,
+        backend=backend,
+        frechet_distance=frechet_distance(real.statistics, gaussian_statistics(features)),
+        kid_mean=kid_mean,
+        kid_std=kid_std,
+        precision=precision,
+        recall=recall,
+    )
+
+
+def _features(images: Images, indices: Sequence[int], extractor: FeatureExtractor, advance) -> NDArray[np.float32]:  # type: ignore[no-untyped-def]
+    parts = []
+    for first in range(0, len(indices), CHUNK):
+        chunk = torch.tensor(indices[first : first + CHUNK])
+        parts.append(extractor(images.batch(chunk)))
+        advance(len(chunk))
+    return np.concatenate(parts)
