@@ -11,6 +11,6 @@ from edgediff.recipe import DataConfig
 __all__ = ["Images", "load"]
 
 
-def load(config: DataConfig, split: str) -> Images:
+def load(config: DataConfig, split: str, *, shape: tuple[int, int, int] | None = None) -> Images:
     """Load the images of `split` (`train` or `test`)."""
     return fashion_mnist.load(split, Path(config.folder) if config.folder else None)

@@ -1,0 +1,64 @@
+"""Where a model can run: one file a backend, one signature (`diffusion.denoiser.Denoiser`)."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from importlib import metadata
+
+DISTRIBUTIONS = {
+    "pytorch": ("torch", "torch"),
+    "onnxruntime": ("onnxruntime", "onnxruntime"),
+    "tensorrt_rtx": ("tensorrt_rtx", "tensorrt-rtx-cu12"),
+    "tensorrt": ("tensorrt", "tensorrt"),
+    "openvino": ("openvino", "openvino"),
+}
+"""Backend → module to import, distribution to install."""
+
+EXTRAS = {"tensorrt_rtx": "rtx", "tensorrt": "trt", "openvino": "openvino"}
+
+
+@dataclass(frozen=True)
+class Availability:
+    """What a backend can do on this machine, and why it cannot do the rest."""
+
+    version: str | None
+    can_build: bool
+    can_run: bool
+    why_not: str = ""
+
+
+def has_gpu() -> bool:
+    """Return whether PyTorch sees an NVIDIA GPU."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def installed_builders() -> list[str]:
+    """Return the engine builders that can be imported here, best known to this project first."""
+    return [name for name in ("tensorrt_rtx", "tensorrt") if importlib.util.find_spec(name) is not None]
+
+
+def availability() -> dict[str, Availability]:
+    """Return what every backend can do here; imports none of them."""
+    return {name: _availability(name) for name in DISTRIBUTIONS}
+
+
+def _availability(name: str) -> Availability:
+    module, distribution = DISTRIBUTIONS[name]
+    if importlib.util.find_spec(module) is None:
+        hint = f": `pip install 'edgediff[{EXTRAS[name]}]'`" if name in EXTRAS else ""
+        return Availability(None, False, False, f"not installed{hint}")
+    try:
+        version = metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        version = "unknown"
+    if name == "openvino":
+        return Availability(version, False, False, "installed, and not used by edgediff yet")
+    if name in ("tensorrt_rtx", "tensorrt"):
+        if has_gpu():
+            return Availability(version, True, True)
+        ahead_of_time = name == "tensorrt_rtx"
+        return Availability(version, ahead_of_time, False, "no NVIDIA GPU")
+    return Availability(version, True, True)

@@ -1,0 +1,52 @@
+"""ONNX Runtime: the exported graph on CPUs and, with `onnxruntime-gpu`, on CUDA."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from edgediff.errors import BadInputError, CorruptArtifactError, MissingExtraError
+
+DEVICES = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda"}
+
+
+class OnnxRuntimeDenoiser:
+    """An exported folder's graph as a `Denoiser`."""
+
+    backend = "onnxruntime"
+    precision = "fp32"
+
+    def __init__(self, path: Path, threads: int | None = None, provider: str = "CPUExecutionProvider") -> None:
+        """Load the graph at `path`; `threads` of the CPU provider, all cores when None.
+
+        Raises: BadInputError when the file is missing; MissingExtraError for a provider that is not installed;
+        CorruptArtifactError when ONNX Runtime refuses the graph.
+        """
+        import onnxruntime
+
+        if not path.is_file():
+            raise BadInputError(f"exported model not found: `{path}`", "run `edgediff export` first")
+        if provider not in onnxruntime.get_available_providers():
+            raise MissingExtraError("onnxruntime-gpu", "gpu", f"ONNX Runtime's {provider}")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.inter_op_num_threads = 1
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        # Idle sessions must not burn the cores that the model timed next runs on.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+        except Exception as error:  # ONNX Runtime raises classes of its own that share no public base
+            raise CorruptArtifactError(
+                f"ONNX Runtime cannot load: `{path}`", " ".join(str(error).split())[:200]
+            ) from error
+        self.device = DEVICES[provider]
+
+    def __call__(self, sample: Tensor, timestep: Tensor, **conditioning: Tensor) -> Tensor:
+        """See `Denoiser`."""
+        feeds = {"sample": sample, "timestep": timestep, **conditioning}
+        (prediction,) = self.session.run(None, {name: value.cpu().numpy() for name, value in feeds.items()})
+        return torch.from_numpy(prediction).to(sample.device)

@@ -1,0 +1,60 @@
+"""Who hears what: data on stdout, talk on stderr, and nothing but errors when quiet."""
+
+import json
+
+import pytest
+
+from edgediff import output as output_module
+from edgediff.errors import BadInputError
+from edgediff.output import Output
+
+
+def speak(output):
+    output.stage("prune", "done")
+    output.say("remark with [brackets]")
+    output.table("title", ["", "value"], [["row", "1"]])
+    output.data({"value": 1})
+
+
+def test_human_gets_tables_on_stdout_and_talk_on_stderr(capsys):
+    speak(Output("human"))
+    out, err = capsys.readouterr()
+    assert "row" in out and "value" in out and "{" not in out
+    assert "prune" in err and "remark with [brackets]" in err
+
+
+def test_json_gets_one_document_on_stdout(capsys):
+    speak(Output("json"))
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"value": 1}
+    assert "prune" in err
+
+
+def test_quiet_says_nothing(capsys):
+    speak(Output("quiet"))
+    with Output("quiet").progress("work", 3) as progress:
+        progress.advance(3)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_json_refuses_what_is_not_json(capsys):
+    with pytest.raises(ValueError, match="JSON"):
+        Output("json").data({"psnr": float("inf")})
+
+
+def test_an_error_is_a_sentence_and_a_hint(capsys):
+    Output("human").error(BadInputError("ratio [1.5] is out of range", "use [0, 1)"))
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "error: ratio [1.5] is out of range\nhint: use [0, 1)\n")
+
+
+def test_an_error_is_data_for_machines(capsys):
+    Output("json").error(BadInputError("no", "yes"))
+    assert json.loads(capsys.readouterr().out) == {"error": "no", "hint": "yes", "exit_code": 2}
+
+
+def test_progress_without_a_terminal_prints_lines_with_the_time_left(capsys, monkeypatch):
+    monkeypatch.setattr(output_module, "PLAIN_INTERVAL", 0.0)
+    with Output("human").progress("distill", total=4, done=2) as progress:
+        progress.advance(note="loss 1")
+    assert "distill: 3/4, 0:00 left  loss 1" in capsys.readouterr().err

@@ -1,0 +1,110 @@
+"""Recipes: defaults, overrides, and how every kind of mistake is worded."""
+
+import pytest
+import yaml
+
+from edgediff.errors import BadInputError
+from edgediff.recipe import Recipe, TeacherRecipe, apply_overrides, check, dump, find, packaged, read_yaml, recipes_folder
+
+MINIMAL = {"teacher": "fashion-ddpm", "prune": {"ratio": 0.5}}
+
+
+def message(values):
+    with pytest.raises(BadInputError) as caught:
+        check(values, Recipe)
+    return str(caught.value)
+
+
+def test_a_dumped_recipe_is_complete_and_reads_back_equal():
+    recipe = check(MINIMAL, Recipe)
+    plain = yaml.safe_load(dump(recipe))
+    assert plain["distill"]["training"]["learning_rate"] == recipe.distill.training.learning_rate
+    assert check(plain, Recipe) == recipe
+
+
+def test_overrides_reach_any_depth_and_are_read_as_yaml():
+    values = apply_overrides(MINIMAL, ["distill.training.steps=7", "distill.kd=lift", "benchmark.batch_sizes=[1, 2]"])
+    recipe = check(values, Recipe)
+    assert (recipe.distill.training.steps, recipe.distill.kd, recipe.benchmark.batch_sizes) == (7, "lift", (1, 2))
+    assert "distill" not in MINIMAL
+
+
+@pytest.mark.parametrize("override", ["distill", "=3", "teacher.name=3"])
+def test_a_malformed_override_is_named(override):
+    with pytest.raises(BadInputError, match=override):
+        apply_overrides(MINIMAL, [override])
+
+
+def test_an_unknown_key_comes_with_the_nearest_one():
+    assert "distil: unknown key, did you mean: distill" in message({**MINIMAL, "distil": {}})
+    found = message({**MINIMAL, "distill": {"training": {"learningrate": 1}}})
+    assert "distill.training.learningrate: unknown key, did you mean: learning_rate" in found
+
+
+def test_all_problems_are_listed_at_once():
+    found = message(
+        {"prune": {"ratio": 1.5}, "distill": {"kd": "plaice", "group_sise": 4}, "evaluate": {"num_images": "many"}}
+    )
+    assert "5 problems" in found
+    for part in ("teacher: missing", "prune.ratio", "distill.kd", "group_sise", "evaluate.num_images"):
+        assert part in found
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 1, 1.5])
+def test_a_ratio_outside_its_range_is_refused(ratio):
+    assert "prune.ratio" in message({**MINIMAL, "prune": {"ratio": ratio}})
+
+
+def test_exactly_one_pruning_target():
+    assert "exactly one" in message({**MINIMAL, "prune": {}})
+    assert "ratio, params" in message({**MINIMAL, "prune": {"ratio": 0.5, "params": 1000}})
+
+
+@pytest.mark.parametrize(("text", "value"), [("250k", 250_000), ("1.5M", 1_500_000), ("2G", 2_000_000_000), (7, 7)])
+def test_counts_have_suffixes(text, value):
+    assert check({**MINIMAL, "prune": {"params": text}}, Recipe).prune.params == value
+
+
+def test_a_count_that_is_none_is_refused():
+    assert "prune.params" in message({**MINIMAL, "prune": {"params": "somek"}})
+
+
+def test_batch_sizes_of_an_engine_must_be_ordered():
+    assert "min_batch <= opt_batch" in message({**MINIMAL, "build": {"min_batch": 4, "opt_batch": 2}})
+
+
+def test_exponents_without_a_dot_are_numbers():
+    """YAML 1.1 reads 1e-4 as text; users mean the number."""
+    values = apply_overrides(MINIMAL, ["distill.training.learning_rate=1e-4"])
+    assert check(values, Recipe).distill.training.learning_rate == 1e-4
+
+
+def test_files_that_are_no_recipe(tmp_path):
+    with pytest.raises(BadInputError, match="not found"):
+        read_yaml(tmp_path / "none.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [1, 2")
+    with pytest.raises(BadInputError, match="cannot be read"):
+        read_yaml(broken)
+    broken.write_text("just words")
+    with pytest.raises(BadInputError, match="not a mapping"):
+        read_yaml(broken)
+
+
+@pytest.mark.parametrize("name", sorted(packaged()))
+def test_every_packaged_recipe_is_valid_and_opens_with_its_command(name):
+    path, about = packaged()[name]
+    check(read_yaml(path), Recipe, name)
+    assert path.read_text().startswith(f"# edgediff compress --recipe {name} ")
+    assert about
+
+
+@pytest.mark.parametrize("path", sorted((recipes_folder() / "teachers").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_teacher_recipe_is_valid(path):
+    assert check(read_yaml(path), TeacherRecipe, path.name).name == path.stem
+
+
+def test_an_unknown_recipe_comes_with_the_nearest_one():
+    with pytest.raises(BadInputError) as caught:
+        find("fashion-ddpm-demmo")
+    assert "did you mean: fashion-ddpm-demo" in caught.value.hint
