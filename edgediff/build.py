@@ -58,7 +58,6 @@ def _build_one(run: Run, recipe: Recipe, backend: str, output: Output) -> Build:
     engine, targets = _built(backend, graph, batch, output)
     result = Build(
         backend=backend,
-        status="built",
         version=version,
         seconds=time.perf_counter() - began,
         bytes=len(engine),
@@ -90,4 +89,4 @@ def _built(backend: str, graph: Path, batch: tuple[int, int, int], output: Outpu
 
 def _sentence(result: Build) -> str:
     gpus = f" for {', '.join(result.compute_capabilities)}" if result.compute_capabilities else ""
-    return f"{result.backend} engine of {(result.bytes or 0) / 1e6:.1f} MB in {result.seconds:.1f} s{gpus}"
+    return f"{result.backend} engine of {result.bytes / 1e6:.1f} MB in {result.seconds:.1f} s{gpus}"

@@ -86,17 +86,15 @@ class Parity(Result):
 
 
 class Build(Result):
-    """One engine: built, or the reason why not."""
+    """One engine and how it was built."""
 
     backend: str
-    status: Literal["built", "not built"]
-    reason: str = ""  # why it was not built
-    version: str = ""  # of the builder's library
-    seconds: float | None = None
-    bytes: int | None = None
-    onnx_sha256: str = ""
-    batch: tuple[int, int, int] = (1, 1, 1)  # optimization profile: min, opt, max
-    compute_capabilities: list[str] = []  # such as "SM86"; empty: the one of the building GPU
+    version: str  # of the builder's library
+    seconds: float
+    bytes: int
+    onnx_sha256: str
+    batch: tuple[int, int, int]  # optimization profile: min, opt, max
+    compute_capabilities: list[str]  # such as "SM86"; empty: the one of the building GPU
 
 
 class LatencyProfile(Result):

@@ -4,7 +4,17 @@ import pytest
 import yaml
 
 from edgediff.errors import BadInputError
-from edgediff.recipe import Recipe, TeacherRecipe, apply_overrides, check, dump, find, packaged, read_yaml, recipes_folder
+from edgediff.recipe import (
+    Recipe,
+    TeacherRecipe,
+    apply_overrides,
+    check,
+    dump,
+    find,
+    packaged,
+    read_yaml,
+    recipes_folder,
+)
 
 MINIMAL = {"teacher": "fashion-ddpm", "prune": {"ratio": 0.5}}
 
