@@ -50,7 +50,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             yield temporary
-            _flush(temporary)
+            _publish(temporary)
             temporary.replace(path)
             _flush(path.parent)
         finally:
@@ -72,7 +72,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             temporary.mkdir()
             yield temporary
             for file in temporary.rglob("*"):
-                _flush(file)
+                _publish(file)
             # A folder cannot be replaced in one rename; the old one steps aside for the moment between the two.
             if path.exists():
                 path.rename(previous)
@@ -220,6 +220,18 @@ def _describes(value: Any, stage: str, config: Mapping[str, Any], inputs: Mappin
     wanted = {"stage": stage, "config": dict(config), "inputs": dict(inputs)}
     # Through JSON, because tuples come back as lists.
     return {key: value.get(key) for key in wanted} == json.loads(json.dumps(wanted, default=str))
+
+
+def _publish(path: Path) -> None:
+    """Flush a finished file, with the permissions of any new file: some writers make theirs private to the owner."""
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
+    _flush(path)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _flush(path: Path) -> None:

@@ -1,0 +1,1 @@
+"""What a report is made of: figures, and the templates of the HTML page and the model card."""
