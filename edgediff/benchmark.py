@@ -73,7 +73,7 @@ def benchmark(run: Run, recipe: Recipe, output: Output) -> Latency:
         "device": cpu_name(),
         "gpu": has_gpu(),
     }
-    inputs = {
+    inputs: dict[str, str] = {
         **{role: loaded[role].sha256 for role in ROLES},
         **{f"onnx/{role}": content_hash(run.onnx(role)) for role in ROLES},
     }

@@ -17,6 +17,7 @@ from rich.table import Table
 from edgediff.errors import EdgeDiffError
 
 Mode = Literal["human", "json", "quiet"]
+FIGURE_STARTS = ("", "–", "-", *"0123456789")  # how a table's cell begins when it holds a number, or none
 PLAIN_INTERVAL = 10.0  # seconds between progress lines where no bar can be drawn
 
 
@@ -51,12 +52,13 @@ class Output:
             self.err.print(f"[bold]{name:<9}[/bold] {text}")
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Show a table on stdout, first column left, numbers right; for people only."""
+        """Show a table on stdout, words left and numbers right; for people only."""
         if self.mode != "human":
             return
         table = Table(title=title, title_justify="left", title_style="bold", header_style="dim")
         for index, column in enumerate(columns):
-            table.add_column(column, justify="left" if index == 0 else "right")
+            figures = all(row[index][:1] in FIGURE_STARTS for row in rows)
+            table.add_column(column, justify="right" if figures else "left")
         for row in rows:
             table.add_row(*row)
         self.out.print(table)

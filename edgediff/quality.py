@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -148,7 +148,9 @@ def _row(
     )
 
 
-def _features(images: Images, indices: Sequence[int], extractor: FeatureExtractor, advance) -> NDArray[np.float32]:  # type: ignore[no-untyped-def]
+def _features(
+    images: Images, indices: Sequence[int], extractor: FeatureExtractor, advance: Callable[[int], None]
+) -> NDArray[np.float32]:
     parts = []
     for first in range(0, len(indices), CHUNK):
         chunk = torch.tensor(indices[first : first + CHUNK])

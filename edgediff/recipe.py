@@ -161,13 +161,16 @@ class ModelConfig(Config):
 
 
 class TeacherRecipe(Config):
-    """How a small teacher is trained from nothing."""
+    """How a small teacher is trained from nothing, and how its card scores it."""
 
     name: str
+    about: str = ""  # one sentence for the card
+    license: str = "apache-2.0"  # of the weights, as Hugging Face spells it
     model: ModelConfig
     scheduler: dict[str, Any]  # config of a DDPMScheduler
     data: DataConfig = DataConfig()
     training: TrainingConfig
+    evaluate: EvaluateConfig = EvaluateConfig()
 
 
 AnyRecipe = TypeVar("AnyRecipe", Recipe, TeacherRecipe)

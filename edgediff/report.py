@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import base64
-import functools
 import json
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
 from safetensors.numpy import load_file
 
@@ -18,6 +15,7 @@ from edgediff.errors import BadInputError
 from edgediff.output import Output
 from edgediff.recipe import Recipe
 from edgediff.reporting import figures
+from edgediff.reporting.templates import number, template
 from edgediff.results import DIRECTIONS, Build, Latency, Parity, Quality, Reached, Report, TrainingSummary
 from edgediff.run import ROLES, Run
 from edgediff.teacher import resolve
@@ -54,8 +52,8 @@ def report(run: Run, recipe: Recipe, output: Output) -> Report:
     }
     context = _context(run, recipe, result)
     write_result(run.report, result.model_dump(mode="json"), stage="report", config={}, inputs=inputs)
-    write_text(run.path / "report.html", _template("report.html.j2").render(context))
-    write_text(run.path / "README.md", _template("card.md.j2").render(context))
+    write_text(run.path / "report.html", template("report.html.j2").render(context))
+    write_text(run.path / "README.md", template("card.md.j2").render(context))
     output.stage("report", f"`{run.path / 'report.html'}`")
     return result
 
@@ -100,14 +98,6 @@ def _context(run: Run, recipe: Recipe, result: Report) -> dict[str, Any]:
         "provenance": _provenance(run),
         "recipe_yaml": yaml.safe_dump(result.recipe, sort_keys=False),
     }
-
-
-def number(value: float | None, unit: str = "") -> str:
-    """Return a figure with three significant digits and thousands separators; a dash for one that does not exist."""
-    if value is None:
-        return "–"
-    digits = f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}".rstrip(".")
-    return digits + unit
 
 
 def _headline(result: Report) -> list[dict[str, str]]:
@@ -182,15 +172,3 @@ def _provenance(run: Run) -> dict[str, str]:
 
 def _uri(kind: str, content: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-
-
-@functools.cache
-def _template(name: str) -> jinja2.Template:
-    folder = Path(__file__).parent / "reporting"
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder),
-        autoescape=jinja2.select_autoescape(["html.j2"]),
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template(name)

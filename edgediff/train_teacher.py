@@ -1,59 +1,84 @@
-"""The verb `teacher train`: a teacher recipe → a stock diffusers pipeline folder."""
+"""The verb `teacher train`: a teacher recipe → a stock diffusers pipeline folder with its model card."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler
+from diffusers import DDPMScheduler
 from torch import Tensor
 
-from edgediff import data, families
+from edgediff import data, families, model_folder
 from edgediff.artifacts import atomic_folder, digest, up_to_date, write_manifest
+from edgediff.data.images import Images
 from edgediff.data.order import batch_indices
 from edgediff.diffusion.noising import antithetic_timesteps, prediction_target
+from edgediff.families import Family
 from edgediff.losses import diffusion
-from edgediff.recipe import TeacherRecipe
-from edgediff.training.loop import LOG_NAME, StepRecord, train
+from edgediff.output import Output
+from edgediff.recipe import TeacherRecipe, TrainingConfig
+from edgediff.teacher_card import write_card
+from edgediff.training import checkpoint
+from edgediff.training.loop import LOG_NAME, train
 
 
-def train_teacher(recipe: TeacherRecipe, out: Path, *, resume: bool, on_step: Callable[[StepRecord], None]) -> Path:
-    """Train the recipe's model and write `out/teacher`, a pipeline with averaged weights in fp16, and its manifest.
+class Denoising:
+    """The diffusion loss of a model on images (Ho et al. 2020, L_simple), with antithetic timesteps."""
+
+    def __init__(
+        self, model: torch.nn.Module, family: Family, scheduler: DDPMScheduler, images: Images, config: TrainingConfig
+    ) -> None:
+        """Take what a step needs; every draw comes from the config's seed and the step."""
+        self.model, self.family, self.scheduler, self.images = model, family, scheduler, images
+        self.batch_size, self.seed = config.batch_size, config.seed
+
+    def __call__(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """Return the loss of training step `step`, for `training.loop.train`."""
+        indices = batch_indices(step, num_images=len(self.images), batch_size=self.batch_size, seed=self.seed)
+        x0 = self.images.batch(indices)
+        noise = torch.randn(x0.shape, generator=generator)
+        timestep = antithetic_timesteps(self.batch_size, self.scheduler.config.num_train_timesteps, generator)
+        prediction = self.family.prediction(self.model, self.scheduler.add_noise(x0, noise, timestep), timestep)
+        target = prediction_target(self.scheduler, x0, noise, timestep)
+        return diffusion(prediction, target, reduction="mean"), {}
+
+
+def train_teacher(recipe: TeacherRecipe, out: Path, output: Output, *, resume: bool) -> Path:
+    """Train the recipe's model and write `out/teacher`: a pipeline with averaged weights in fp16, and its card.
 
     The state and the log are kept in `out/checkpoints` and `out/train.jsonl`. Returns: the pipeline's folder.
+    Raises: BadInputError for a recipe whose model or images do not fit, or an unfinished training without `resume`.
     """
     folder = out / "teacher"
-    images = data.load(recipe.data, "train")
-    inputs = {"images": images.sha256}
-    config = recipe.model_dump(mode="json")
-    if up_to_date(folder, stage="teacher", config=config, inputs=inputs):
-        return folder
     family = families.of(recipe.model.class_name)
     torch.manual_seed(recipe.training.seed)
     model = family.build(recipe.model.config)
     scheduler = DDPMScheduler.from_config(recipe.scheduler)
+    _, channels, height, width = family.example_inputs(model.config)["sample"].shape
+    images = data.load(recipe.data, "train", shape=(channels, height, width))
+    inputs, config = {"images": images.sha256}, recipe.model_dump(mode="json")
+    if up_to_date(folder, stage="teacher", config=config, inputs=inputs):
+        output.stage("teacher", f"up to date: `{folder}`")
+        return folder
 
-    def objective(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        batch_size = recipe.training.batch_size
-        x0 = images.batch(batch_indices(step, num_images=len(images), batch_size=batch_size, seed=recipe.training.seed))
-        noise = torch.randn(x0.shape, generator=generator)
-        timestep = antithetic_timesteps(batch_size, scheduler.config.num_train_timesteps, generator)
-        prediction = family.prediction(model, scheduler.add_noise(x0, noise, timestep), timestep)
-        return diffusion(prediction, prediction_target(scheduler, x0, noise, timestep), reduction="mean"), {}
-
-    result = train(
-        model,
-        objective,
-        recipe.training,
-        checkpoints=out / "checkpoints",
-        log=out / LOG_NAME,
-        identity=digest({"recipe": {key: config[key] for key in ("model", "scheduler")}, **inputs}),
-        resume=resume,
-        on_step=on_step,
-    )
+    settings = recipe.training
+    state = out / "checkpoints" / checkpoint.FILE_NAME
+    done = checkpoint.read_facts(state)["step"] if resume and state.exists() else 0
+    output.stage("teacher", f"{recipe.name}, {settings.steps} steps of {settings.batch_size}")
+    with output.progress("train", settings.steps, done) as progress:
+        result = train(
+            model,
+            Denoising(model, family, scheduler, images, settings),
+            settings,
+            checkpoints=out / "checkpoints",
+            log=out / LOG_NAME,
+            identity=digest({"recipe": {key: config[key] for key in ("model", "scheduler")}, **inputs}),
+            resume=resume,
+            on_step=lambda record: progress.advance(note=f"loss {record.values['loss']:.4f}"),
+        )
     with atomic_folder(folder) as temporary:
-        DDPMPipeline(unet=model.half(), scheduler=scheduler).save_pretrained(temporary)
+        model_folder.save(temporary, model.half(), scheduler)
+        write_card(temporary, recipe, out / LOG_NAME, output)
         write_manifest(
             temporary,
             stage="teacher",
@@ -63,4 +88,5 @@ def train_teacher(recipe: TeacherRecipe, out: Path, *, resume: bool, on_step: Ca
             resumed_at=result.resumed_at,
             settings=result.settings,
         )
+    output.stage("teacher", f"`{folder}`")
     return folder

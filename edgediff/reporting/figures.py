@@ -88,7 +88,9 @@ def latency_bars(latency: Latency) -> bytes:
         )
         for position, row in enumerate(rows):
             speedup = f" · {row.speedup:.1f}x" if row.speedup and row.role != "teacher" else ""
-            axis.text(p99[position] + 0.02 * p99.max(), position, f"{p50[position]:.3g} ms{speedup}", va="center", fontsize=8)
+            axis.text(
+                p99[position] + 0.02 * p99.max(), position, f"{p50[position]:.3g} ms{speedup}", va="center", fontsize=8
+            )
         axis.set_xlim(0, p99.max() * 1.35)
         axis.set_title(f"{panel[0]} ({panel[1]}), batch {panel[2]}", fontsize=9, loc="left")
         axis.tick_params(labelsize=8)

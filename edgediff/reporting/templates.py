@@ -1,0 +1,28 @@
+"""Templates by name, and how figures are worded in them."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import jinja2
+
+
+@functools.cache
+def template(name: str) -> jinja2.Template:
+    """Return a template of this folder; HTML is escaped, and an unknown variable is an error."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=jinja2.select_autoescape(["html.j2"]),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(name)
+
+
+def number(value: float | None, unit: str = "") -> str:
+    """Return a figure with three significant digits and thousands separators; a dash for one that does not exist."""
+    if value is None:
+        return "–"
+    digits = f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}".rstrip(".")
+    return digits + unit

@@ -1,0 +1,56 @@
+"""A teacher's model card: what it is, how it was trained, what it draws and how that scores."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import yaml
+
+from edgediff import data, model_folder
+from edgediff.backends.pytorch import PyTorchDenoiser
+from edgediff.metrics.cost import macs, parameter_count
+from edgediff.metrics.features import efficientnet_lite0
+from edgediff.output import Output
+from edgediff.quality import draw, floor_row, model_row, profile, real_images
+from edgediff.recipe import TeacherRecipe
+from edgediff.reporting import figures
+from edgediff.reporting.templates import number, template
+from edgediff.results import Quality
+
+GRID_COLUMNS, GRID_IMAGES = 16, 96
+
+
+def write_card(folder: Path, recipe: TeacherRecipe, log: Path, output: Output) -> Quality:
+    """Score the pipeline in `folder`, and write README.md, samples.png, loss.svg and quality.json into it."""
+    loaded = model_folder.load(folder)
+    extractor = efficientnet_lite0()
+    reference, training = (data.load(recipe.data, split, shape=loaded.sample_shape) for split in ("test", "train"))
+    real = real_images(reference, training, extractor, recipe.evaluate.num_images, output)
+    drawn = draw(PyTorchDenoiser(loaded.model, loaded.family), loaded, recipe.evaluate, output, "teacher")
+    quality = Quality(
+        profile=profile(real, extractor, recipe.evaluate),
+        rows=[floor_row(real), model_row("teacher", drawn, real, extractor)],
+    )
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    tail = lines[-max(1, len(lines) // 10) :]
+    (folder / "samples.png").write_bytes(figures.grid(drawn.pixels[:GRID_IMAGES], GRID_COLUMNS))
+    (folder / "loss.svg").write_bytes(figures.loss_curve(lines))
+    (folder / "quality.json").write_text(quality.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    floor, teacher = quality.rows
+    card = template("teacher_card.md.j2").render(
+        recipe=recipe,
+        recipe_yaml=yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False),
+        params=parameter_count(loaded.model),
+        macs=macs(loaded.model, loaded.family.example_inputs(loaded.model.config)),
+        training=training,
+        shown=min(GRID_IMAGES, len(drawn.pixels)),
+        final_loss=sum(line["loss"] for line in tail) / len(tail),
+        quality=quality,
+        floor=floor,
+        teacher=teacher,
+        ratio=teacher.frechet_distance / floor.frechet_distance,
+        number=number,
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    return quality
