@@ -1,0 +1,196 @@
+"""The verb `distill`: every objective, what is logged, resuming, refusals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+
+import pytest
+import torch
+from diffusers import DDPMPipeline
+
+from edgediff import data, model_folder
+from edgediff import distill as distill_module
+from edgediff.artifacts import read_json, sha256, write_text
+from edgediff.distill import Distillation, distill
+from edgediff.errors import BadInputError, StageFailedError
+from edgediff.prune import prune
+from edgediff.recipe import dump
+from edgediff.run import Run
+from edgediff.training.loop import learning_rate
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def pruned(small_recipe, tmp_path, quiet):
+    """A run folder with a pruned model."""
+    run = Run(tmp_path / "run")
+    prune(run, small_recipe(), quiet)
+    return run
+
+
+def log_of(run):
+    return [json.loads(line) for line in run.train_log.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("kd", ["none", "output", "lift", "place"])
+def test_every_objective_trains_a_stock_student(kd, pruned, small_recipe, quiet):
+    summary = distill(pruned, small_recipe(distill={"kd": kd, **SHORT}), quiet)
+    assert (summary.kd, summary.steps) == (kd, 3)
+    student = DDPMPipeline.from_pretrained(pruned.student).unet
+    before = DDPMPipeline.from_pretrained(pruned.pruned).unet
+    assert student.config.block_out_channels == before.config.block_out_channels
+    assert any(not torch.equal(a, b) for a, b in zip(student.parameters(), before.parameters(), strict=True))
+    lines = log_of(pruned)
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    expected = {"step", "loss", "diffusion", "grad_norm", "learning_rate"}
+    if kd != "none":
+        expected |= {"kd", "coarse", "fine", "fine_weight", "slope", "intercept"}
+    assert all(set(line) == expected for line in lines)
+
+
+SHORT = {"training": {"steps": 3, "batch_size": 2, "warmup_steps": 1, "checkpoint_every": 2}}
+
+
+def test_the_logged_parts_add_up_to_the_loss(pruned, small_recipe, quiet):
+    distill(pruned, small_recipe(distill={"kd_weight": 0.5, "diffusion_weight": 2.0, **SHORT}), quiet)
+    for line in log_of(pruned):
+        assert line["kd"] == pytest.approx(line["coarse"] + line["fine_weight"] * line["fine"], rel=1e-5)
+        assert line["loss"] == pytest.approx(2 * line["diffusion"] + 0.5 * line["kd"], rel=1e-5)
+
+
+def test_the_teacher_itself_is_a_perfect_student(small_teacher, small_recipe):
+    """Student and teacher with the same weights: no distillation error, slope 1, intercept 0, full fine weight."""
+    config = small_recipe().distill
+    one, other = model_folder.load(small_teacher), model_folder.load(small_teacher)
+    objective = Distillation(one, other, data.load(small_recipe().data, "train"), config)
+    _, values = objective(0, torch.Generator().manual_seed(0))
+    assert values["kd"] == pytest.approx(0, abs=1e-3)
+    assert values["slope"] == pytest.approx(1, abs=1e-3)
+    assert values["intercept"] == pytest.approx(0, abs=1e-3)
+    assert values["fine_weight"] == pytest.approx(1, abs=1e-2)
+
+
+def test_distillation_brings_the_student_closer_to_its_teacher(pruned, small_recipe, quiet):
+    steps = {"training": {"steps": 60, "batch_size": 8, "warmup_steps": 5, "learning_rate": 3e-3, "ema_decay": 0.9}}
+    distill(pruned, small_recipe(distill=steps), quiet)
+    kd = [line["kd"] for line in log_of(pruned)]
+    assert sum(kd[-10:]) < 0.8 * sum(kd[:10])
+
+
+def test_a_finished_student_is_not_trained_again(pruned, small_recipe, quiet):
+    recipe = small_recipe(distill=SHORT)
+    first = distill(pruned, recipe, quiet)
+    written = (pruned.student / "manifest.json").stat().st_mtime_ns
+    assert distill(pruned, recipe, quiet) == first
+    assert (pruned.student / "manifest.json").stat().st_mtime_ns == written
+
+
+def test_nothing_pruned_is_refused(small_recipe, tmp_path, quiet):
+    with pytest.raises(BadInputError, match="nothing to distill") as caught:
+        distill(Run(tmp_path / "none"), small_recipe(), quiet)
+    assert "edgediff prune" in caught.value.hint
+
+
+def test_a_non_finite_loss_stops_and_rolls_back(pruned, small_recipe, quiet, monkeypatch):
+    """A loss that breaks at step 4 leaves the state and the log of step 2, from which a resume finishes."""
+    recipe = small_recipe(distill={"training": {"steps": 6, "batch_size": 2, "checkpoint_every": 2}})
+    intact = Distillation.__call__
+
+    def breaks(self, step, generator):
+        loss, values = intact(self, step, generator)
+        return (loss * float("nan"), values) if step == 3 else (loss, values)
+
+    monkeypatch.setattr(distill_module.Distillation, "__call__", breaks)
+    with pytest.raises(StageFailedError, match=r"step 4 .*rolled back to step 2") as caught:
+        distill(pruned, recipe, quiet)
+    assert "learning_rate" in caught.value.hint
+    assert [line["step"] for line in log_of(pruned)] == [1, 2]
+    assert not pruned.student.exists()
+    monkeypatch.setattr(distill_module.Distillation, "__call__", intact)
+    slower = small_recipe(
+        distill={"training": {"steps": 6, "batch_size": 2, "checkpoint_every": 2, "learning_rate": 1e-4}}
+    )
+    distill(pruned, slower, quiet, resume=True)
+    settings = read_json(pruned.student / "manifest.json")["settings"]
+    assert [(part["from_step"], part["learning_rate"]) for part in settings] == [(0, 1e-3), (2, 1e-4)]
+
+
+def test_an_unfinished_training_needs_resume(pruned, small_recipe, quiet):
+    recipe = small_recipe(distill=SHORT)
+    distill(pruned, recipe, quiet)
+    (pruned.student / "manifest.json").unlink()
+    with pytest.raises(BadInputError, match="unfinished training") as caught:
+        distill(pruned, recipe, quiet)
+    assert "--resume" in caught.value.hint
+    distill(pruned, recipe, quiet, resume=True)
+    assert (pruned.student / "manifest.json").exists()
+
+
+def kill_when(run, minimum_step, command):
+    """Start `command` and SIGKILL it once its log has passed `minimum_step`."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if run.checkpoints.exists() and any(run.checkpoints.iterdir()) and steps_done(run) >= minimum_step:
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    return process.wait()
+
+
+def steps_done(run):
+    state = run.checkpoints / "training.safetensors"
+    if not state.exists():
+        return 0
+    from edgediff.training.checkpoint import read_facts
+
+    return read_facts(state)["step"]
+
+
+def test_killed_three_times_it_ends_with_the_same_weights(pruned, small_recipe, quiet, tmp_path):
+    """SIGKILL at three moments, then `--resume`: weights and log are those of a run that was never killed."""
+    settings = {"steps": 90, "batch_size": 4, "warmup_steps": 2, "checkpoint_every": 1}
+    recipe = small_recipe(distill={"training": settings})
+    straight = Run(tmp_path / "straight")
+    prune(straight, recipe, quiet)
+    distill(straight, recipe, quiet)
+    write_text(pruned.recipe, dump(recipe))
+    command = [sys.executable, "-m", "edgediff", "distill", str(pruned.path), "--resume", "--quiet"]
+    for moment in (5, 20, 40):
+        assert kill_when(pruned, moment, command) == -signal.SIGKILL
+    assert 40 <= steps_done(pruned) < 90
+    distill(pruned, recipe, quiet, resume=True)
+    assert sha256(pruned.student / WEIGHTS) == sha256(straight.student / WEIGHTS)
+    assert pruned.train_log.read_text() == straight.train_log.read_text()
+    assert len(read_json(pruned.student / "manifest.json")["resumed_at"]) == 3
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(pruned, small_recipe, quiet):
+    recipe = small_recipe(distill={"training": {"steps": 5000, "batch_size": 4, "checkpoint_every": 1000}})
+    write_text(pruned.recipe, dump(recipe))
+    command = [sys.executable, "-m", "edgediff", "distill", str(pruned.path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+    while not pruned.train_log.exists() and process.poll() is None:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "training stopped at step" in err and "--resume" in err and "Traceback" not in err
+    assert steps_done(pruned) == len(log_of(pruned)) > 0
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero(small_recipe):
+    config = small_recipe(
+        distill={"training": {"steps": 100, "warmup_steps": 9, "learning_rate": 1.0}}
+    ).distill.training
+    rates = [learning_rate(step, config) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == pytest.approx(1.0)
+    assert all(a > b for a, b in pairwise(rates[9:]))
+    assert rates[100] == pytest.approx(0, abs=1e-9)
