@@ -29,7 +29,7 @@ from edgediff.metrics.cost import macs, parameter_bytes, parameter_count
 from edgediff.metrics.memory import peak_memory_mib
 from edgediff.metrics.percentiles import latency_summary
 from edgediff.model_folder import Loaded
-from edgediff.output import Output, Progress
+from edgediff.output import Output, Progress, number
 from edgediff.recipe import BenchmarkConfig, Recipe
 from edgediff.results import Cost, Latency, LatencyProfile, LatencyRow
 from edgediff.run import ROLES, Role, Run
@@ -141,21 +141,29 @@ def time_side_by_side(
 
 def show(latency: Latency, output: Output) -> None:
     """Show the latency table for people."""
-    rows = []
-    for row in latency.rows:
-        where = f"{row.role} · {row.backend} {row.device} · batch {row.batch_size}"
-        if row.status == "measured":
-            rows.append([where, _ms(row.step_p50_ms), _ms(row.step_p90_ms), _ms(row.step_p99_ms), _ms(row.image_ms),
-                         "–" if row.peak_memory_mib is None else f"{row.peak_memory_mib:.0f}",
-                         "–" if row.speedup is None else f"{row.speedup:.2f}"])  # fmt: skip
-        else:
-            rows.append([where, "not run:", row.reason, "", "", "", ""])
+    measured = [row for row in latency.rows if row.status == "measured"]
+    rows = [
+        [
+            row.role,
+            f"{row.backend} {row.device}",
+            str(row.batch_size),
+            number(row.step_p50_ms),
+            number(row.step_p99_ms),
+            number(row.image_ms),
+            number(row.peak_memory_mib),
+            number(row.speedup),
+        ]
+        for row in measured
+    ]
     profile = latency.profile
     output.table(
-        f"latency: {profile.device}, {profile.threads} thread(s)",
-        ["", "step p50 ms", "p90", "p99", f"image ms ({profile.num_inference_steps} steps)", "peak MiB", "speedup"],
+        f"latency on {profile.device}, {profile.threads} thread(s); an image takes {profile.num_inference_steps} steps",
+        ["", "backend", "batch", "step ms", "p99", "image ms", "peak MiB", "speedup"],
         rows,
     )
+    for row in latency.rows:
+        if row not in measured:
+            output.say(f"not run: {row.role} on {row.backend}, batch {row.batch_size}: {row.reason}")
 
 
 def _candidates(
@@ -273,7 +281,3 @@ def _cost(loaded: Loaded) -> Cost:
         macs=macs(loaded.model, loaded.family.example_inputs(loaded.model.config)),
         bytes=parameter_bytes(loaded.model),
     )
-
-
-def _ms(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}" if value < 100 else f"{value:,.0f}"

@@ -107,10 +107,11 @@ def show(quality: Quality, output: Output) -> None:
         for row in quality.rows
     ]
     settings = quality.profile
-    title = f"quality: {settings.num_images} images, {settings.num_inference_steps} steps, {settings.extractor}"
-    output.table(
-        title, ["", "FD ↓", "KID ↓", "precision ↑", "recall ↑", "PSNR to teacher ↑", "SSIM to teacher ↑"], rows
+    title = (
+        f"quality of {settings.num_images} images, {settings.num_inference_steps} steps, by {settings.extractor}; "
+        "PSNR and SSIM to the teacher"
     )
+    output.table(title, ["", "FD ↓", "KID ↓", "precision ↑", "recall ↑", "PSNR ↑", "SSIM ↑"], rows)
 
 
 def _exported(run: Run, role: Role) -> bool:

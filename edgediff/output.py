@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
@@ -55,7 +56,7 @@ class Output:
         """Show a table on stdout, words left and numbers right; for people only."""
         if self.mode != "human":
             return
-        table = Table(title=title, title_justify="left", title_style="bold", header_style="dim")
+        table = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=SIMPLE_HEAD)
         for index, column in enumerate(columns):
             figures = all(row[index][:1] in FIGURE_STARTS for row in rows)
             table.add_column(column, justify="right" if figures else "left")
@@ -133,3 +134,11 @@ class _Lines:
 
 def _escaped(text: str) -> str:
     return text.replace("[", r"\[")
+
+
+def number(value: float | None, unit: str = "") -> str:
+    """Return a figure with three significant digits and thousands separators; a dash for one that does not exist."""
+    if value is None:
+        return "–"
+    digits = f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}".rstrip(".")
+    return digits + unit

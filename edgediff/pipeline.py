@@ -49,8 +49,8 @@ def prepare(run: Run, recipe: Recipe, *, resume: bool = False) -> None:
     """
     outline(recipe)
     shape = model_folder.load(teacher.resolve(recipe.teacher).folder).sample_shape
-    for split in ("train", "test"):
-        data.load(recipe.data, split, shape=shape)
+    data.load(recipe.data, "train", shape=shape)
+    data.load(recipe.data, "test", shape=shape)
     check_buildable(recipe)
     refuse_other_recipe(run, recipe)
     state = run.checkpoints / checkpoint.FILE_NAME

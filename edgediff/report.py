@@ -12,10 +12,10 @@ from safetensors.numpy import load_file
 from edgediff import __version__
 from edgediff.artifacts import MANIFEST, made, read_json, read_result, write_result, write_text
 from edgediff.errors import BadInputError
-from edgediff.output import Output
+from edgediff.output import Output, number
 from edgediff.recipe import Recipe
 from edgediff.reporting import figures
-from edgediff.reporting.templates import number, template
+from edgediff.reporting.templates import template
 from edgediff.results import DIRECTIONS, Build, Latency, Parity, Quality, Reached, Report, TrainingSummary
 from edgediff.run import ROLES, Run
 from edgediff.teacher import resolve

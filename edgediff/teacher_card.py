@@ -11,11 +11,11 @@ from edgediff import data, model_folder
 from edgediff.backends.pytorch import PyTorchDenoiser
 from edgediff.metrics.cost import macs, parameter_count
 from edgediff.metrics.features import efficientnet_lite0
-from edgediff.output import Output
+from edgediff.output import Output, number
 from edgediff.quality import draw, floor_row, model_row, profile, real_images
 from edgediff.recipe import TeacherRecipe
 from edgediff.reporting import figures
-from edgediff.reporting.templates import number, template
+from edgediff.reporting.templates import template
 from edgediff.results import Quality
 
 GRID_COLUMNS, GRID_IMAGES = 16, 96
@@ -25,7 +25,8 @@ def write_card(folder: Path, recipe: TeacherRecipe, log: Path, output: Output) -
     """Score the pipeline in `folder`, and write README.md, samples.png, loss.svg and quality.json into it."""
     loaded = model_folder.load(folder)
     extractor = efficientnet_lite0()
-    reference, training = (data.load(recipe.data, split, shape=loaded.sample_shape) for split in ("test", "train"))
+    reference = data.load(recipe.data, "test", shape=loaded.sample_shape)
+    training = data.load(recipe.data, "train", shape=loaded.sample_shape)
     real = real_images(reference, training, extractor, recipe.evaluate.num_images, output)
     drawn = draw(PyTorchDenoiser(loaded.model, loaded.family), loaded, recipe.evaluate, output, "teacher")
     quality = Quality(

@@ -67,7 +67,7 @@ def test_the_teacher_itself_is_a_perfect_student(small_teacher, small_recipe):
     """Student and teacher with the same weights: no distillation error, slope 1, intercept 0, full fine weight."""
     config = small_recipe().distill
     one, other = model_folder.load(small_teacher), model_folder.load(small_teacher)
-    objective = Distillation(one, other, data.load(small_recipe().data, "train"), config)
+    objective = Distillation(one, other, data.load(small_recipe().data, "train", shape=(1, 28, 28)), config)
     _, values = objective(0, torch.Generator().manual_seed(0))
     assert values["kd"] == pytest.approx(0, abs=1e-3)
     assert values["slope"] == pytest.approx(1, abs=1e-3)

@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
-from edgediff.data import fashion_mnist
+from edgediff.data import fashion_mnist, image_folder
 from edgediff.data.images import Images
+from edgediff.errors import BadInputError, nearest
 from edgediff.recipe import DataConfig
 
 __all__ = ["Images", "load"]
 
+KNOWN = ("fashion-mnist",)
 
-def load(config: DataConfig, split: str, *, shape: tuple[int, int, int] | None = None) -> Images:
-    """Load the images of `split` (`train` or `test`)."""
-    return fashion_mnist.load(split, Path(config.folder) if config.folder else None)
+
+def load(config: DataConfig, split: Literal["train", "test"], *, shape: tuple[int, int, int]) -> Images:
+    """Load the images of a split for a model whose samples are of `shape` (C, H, W).
+
+    Raises: BadInputError for an unknown name, a folder without images, or a known set of another shape.
+    """
+    if config.name in KNOWN:
+        images = fashion_mnist.load(split, Path(config.folder) if config.folder else None)
+        if images.shape != shape:
+            raise BadInputError(
+                f"images of {config.name} are {_sized(images.shape)}, samples of the model are {_sized(shape)}",
+                "choose data that fits the model; a folder of image files is resized to it",
+            )
+        return images
+    folder = Path(config.name)
+    if not folder.is_dir():
+        raise BadInputError(f"unknown data: {config.name}", f"{nearest(config.name, KNOWN)}; or give an image folder")
+    return image_folder.load(folder, split, shape)
+
+
+def _sized(shape: tuple[int, int, int]) -> str:
+    return "x".join(map(str, shape))

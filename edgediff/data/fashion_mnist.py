@@ -6,6 +6,7 @@ import gzip
 import hashlib
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -16,7 +17,8 @@ CLASSES = (
     *("T-shirt/top", "trouser", "pullover", "dress", "coat"),
     *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
 )
-PREFIX = {"train": "train", "test": "t10k"}
+Split = Literal["train", "test"]
+PREFIX: dict[Split, str] = {"train": "train", "test": "t10k"}
 # Where Debian's package `dataset-fashion-mnist` installs the full set.
 SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 
@@ -26,7 +28,7 @@ def packaged_folder() -> Path:
     return Path(str(resources.files("edgediff.data") / "fashion_mnist_subset"))
 
 
-def load(split: str, folder: Path | None = None) -> ImageArray:
+def load(split: Split, folder: Path | None = None) -> ImageArray:
     """Load one split from `folder`, else from the system's folder, else from the packaged subset.
 
     Args: split: `train` or `test`.
@@ -38,11 +40,11 @@ def load(split: str, folder: Path | None = None) -> ImageArray:
         return _read_split(folder, split)
     try:
         return _read_split(SYSTEM_FOLDER, split)
-    except BadInputError:
+    except BadInputError:  # not installed there
         return _read_split(packaged_folder(), split)
 
 
-def _read_split(folder: Path, split: str) -> ImageArray:
+def _read_split(folder: Path, split: Split) -> ImageArray:
     images_path = _find(folder, f"{PREFIX[split]}-images-idx3-ubyte")
     images = read_idx(images_path, dimensions=3)
     labels = read_idx(_find(folder, f"{PREFIX[split]}-labels-idx1-ubyte"), dimensions=1)
@@ -72,7 +74,8 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     except (OSError, EOFError) as error:
         raise CorruptArtifactError(f"not a complete gzip file: `{path}`", f"{error}") from error
     header = 4 + 4 * dimensions
-    shape = tuple(int(size) for size in np.frombuffer(raw[4:header], dtype=">i4"))
+    sizes = np.frombuffer(raw[4:header], dtype=">i4") if len(raw) >= header else ()
+    shape = tuple(int(size) for size in sizes)
     if raw[:4] != bytes((0, 0, 8, dimensions)) or len(raw) - header != int(np.prod(shape)):
         raise CorruptArtifactError(f"not a complete idx file of bytes in {dimensions} dimensions: `{path}`")
     return np.frombuffer(raw, dtype=np.uint8, offset=header).reshape(shape)

@@ -18,11 +18,3 @@ def template(name: str) -> jinja2.Template:
         keep_trailing_newline=True,
     )
     return environment.get_template(name)
-
-
-def number(value: float | None, unit: str = "") -> str:
-    """Return a figure with three significant digits and thousands separators; a dash for one that does not exist."""
-    if value is None:
-        return "–"
-    digits = f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}".rstrip(".")
-    return digits + unit

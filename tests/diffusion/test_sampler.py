@@ -1,0 +1,95 @@
+"""Noising and sampling: against closed forms, diffusers' own pipeline, and the promise that a seed is an image."""
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+
+from edgediff import model_folder
+from edgediff.backends.pytorch import PyTorchDenoiser
+from edgediff.diffusion.noising import antithetic_timesteps, prediction_target
+from edgediff.diffusion.sampler import ddim, initial_noise, sample
+
+SHAPE = (1, 28, 28)
+
+
+@pytest.fixture(scope="module")
+def small(small_teacher):
+    loaded = model_folder.load(small_teacher)
+    return loaded, PyTorchDenoiser(loaded.model, loaded.family)
+
+
+def draw(denoiser, config, seeds, batch_size=4, steps=4, clip=True):
+    scheduler = ddim(config, clip_sample=clip)
+    return sample(denoiser, scheduler, seeds, shape=SHAPE, num_inference_steps=steps, batch_size=batch_size)
+
+
+def test_a_seed_is_an_image_whatever_the_batch_size(small):
+    loaded, denoiser = small
+    together = draw(denoiser, loaded.scheduler.config, range(5), batch_size=5)
+    for batch_size in (1, 2):
+        apart = draw(denoiser, loaded.scheduler.config, range(5), batch_size=batch_size)
+        # Convolutions of other batch sizes may add up in another order: float32 rounding, nothing more.
+        torch.testing.assert_close(apart, together, atol=1e-4, rtol=0)
+    assert torch.equal(initial_noise([3], SHAPE)[0], initial_noise([1, 2, 3], SHAPE)[2])
+
+
+def test_it_is_the_loop_that_diffusers_users_write(small):
+    loaded, denoiser = small
+    scheduler = DDIMScheduler.from_config(
+        loaded.scheduler.config, set_alpha_to_one=False, timestep_spacing="trailing", clip_sample=True
+    )
+    scheduler.set_timesteps(4)
+    x = initial_noise([7, 8], SHAPE)
+    with torch.no_grad():
+        for timestep in scheduler.timesteps:
+            x = scheduler.step(loaded.model(x, timestep).sample, timestep, x).prev_sample
+    torch.testing.assert_close(draw(denoiser, loaded.scheduler.config, [7, 8]), x, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_a_perfect_denoiser_draws_the_image_it_knows(prediction_type):
+    """The prediction that belongs to one x0 leads every seed to it; the last alpha is not quite 1."""
+    x0 = torch.linspace(-1, 1, 28).expand(1, *SHAPE)
+    scheduler = DDPMScheduler(prediction_type=prediction_type)
+
+    def denoiser(x, timestep):
+        alpha = scheduler.alphas_cumprod[timestep].view(-1, 1, 1, 1)
+        eps = (x - alpha.sqrt() * x0) / (1 - alpha).sqrt()
+        return prediction_target(scheduler, x0.expand_as(x), eps, timestep)
+
+    denoiser.backend = "exact"
+    images = draw(denoiser, scheduler.config, range(3), steps=10)
+    torch.testing.assert_close(images, x0.expand(3, *SHAPE), atol=0.05, rtol=0)
+
+
+def test_targets_of_every_prediction_type():
+    x0, noise = torch.full((2, *SHAPE), 0.5), torch.full((2, *SHAPE), -2.0)
+    timestep = torch.tensor([10, 900])
+    alpha = DDPMScheduler().alphas_cumprod[timestep].view(-1, 1, 1, 1)
+    expected = {
+        "epsilon": noise,
+        "sample": x0,
+        "v_prediction": alpha.sqrt() * noise - (1 - alpha).sqrt() * x0,
+    }
+    for kind, target in expected.items():
+        measured = prediction_target(DDPMScheduler(prediction_type=kind), x0, noise, timestep)
+        torch.testing.assert_close(measured, target)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 7])
+def test_timesteps_come_in_antithetic_pairs(batch_size):
+    timesteps = antithetic_timesteps(batch_size, 1000, torch.Generator().manual_seed(0))
+    assert timesteps.shape == (batch_size,) and timesteps.min() >= 0 and timesteps.max() <= 999
+    pairs = batch_size // 2
+    half = (batch_size + 1) // 2
+    assert torch.equal(timesteps[:pairs] + timesteps[half : half + pairs], torch.full((pairs,), 999))
+
+
+def test_clipping_x0_bounds_what_a_diverging_model_draws():
+    def shouting(x, timestep):
+        return torch.full_like(x, 30.0)
+
+    shouting.backend = "broken"
+    config = DDPMScheduler().config
+    assert draw(shouting, config, [0], clip=False).abs().max() > 10
+    assert draw(shouting, config, [0], clip=True).abs().max() < 5

@@ -1,0 +1,145 @@
+"""Artefacts: whole or not there, described, and found out when they change."""
+
+import errno
+import json
+import os
+import subprocess
+
+import pytest
+
+from edgediff import artifacts
+from edgediff.artifacts import (
+    atomic_file,
+    atomic_folder,
+    content_hash,
+    read_json,
+    read_result,
+    result_up_to_date,
+    up_to_date,
+    verify,
+    write_json,
+    write_manifest,
+    write_result,
+)
+from edgediff.errors import BadInputError, CorruptArtifactError, StageFailedError
+
+DESCRIPTION = {"stage": "prune", "config": {"ratio": 0.5, "widths": (1, 2)}, "inputs": {"teacher": "abc"}}
+
+
+def make(folder, text="content"):
+    with atomic_folder(folder) as temporary:
+        (temporary / "sub").mkdir()
+        (temporary / "sub" / "file.txt").write_text(text)
+        write_manifest(temporary, **DESCRIPTION, extra=3)
+    return folder
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_failure_leaves_what_was_there(tmp_path):
+    file, folder = tmp_path / "file", make(tmp_path / "folder")
+    file.write_text("old")
+    with pytest.raises(RuntimeError), atomic_file(file) as temporary:
+        temporary.write_text("new")
+        raise RuntimeError
+    with pytest.raises(RuntimeError), atomic_folder(folder) as temporary:
+        (temporary / "other").write_text("new")
+        raise RuntimeError
+    assert file.read_text() == "old"
+    verify(folder)
+    assert names(tmp_path) == ["file", "folder"]
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path):
+    folder = make(tmp_path / "folder")
+    before = content_hash(folder)
+    (folder / "stray").write_text("left over")
+    make(folder, "other content")
+    assert names(folder) == ["manifest.json", "sub"]
+    assert content_hash(folder) != before
+    assert names(tmp_path) == ["folder"]
+
+
+def test_files_have_the_permissions_of_new_files(tmp_path):
+    with atomic_file(tmp_path / "private") as temporary:
+        temporary.touch(0o600)
+    (tmp_path / "ordinary").touch()
+    assert (tmp_path / "private").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
+
+
+def test_up_to_date_means_the_same_stage_config_and_inputs(tmp_path):
+    folder = make(tmp_path / "folder")
+    assert up_to_date(folder, **DESCRIPTION)
+    assert not up_to_date(tmp_path / "none", **DESCRIPTION)
+    for change in ({"stage": "distill"}, {"config": {"ratio": 0.4}}, {"inputs": {"teacher": "abd"}}):
+        assert not up_to_date(folder, **{**DESCRIPTION, **change})
+    assert read_json(folder / "manifest.json")["extra"] == 3
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing"])
+def test_damage_is_found_and_named(tmp_path, damage):
+    folder = make(tmp_path / "folder")
+    file = folder / "sub" / "file.txt"
+    file.write_text("contenT") if damage == "changed" else file.unlink()
+    with pytest.raises(CorruptArtifactError, match=r"file\.txt") as caught:
+        up_to_date(folder, **DESCRIPTION)
+    assert "run the stage again" in caught.value.hint
+
+
+def test_a_result_file_carries_its_description(tmp_path):
+    path = tmp_path / "latency.json"
+    write_result(path, {"rows": [1]}, **DESCRIPTION)
+    assert read_result(path) == {"rows": [1]}
+    assert result_up_to_date(path, **DESCRIPTION)
+    assert not result_up_to_date(path, **{**DESCRIPTION, "inputs": {}})
+    assert set(json.loads(path.read_text())["made"]) == {"at", "versions", "device", "system"}
+
+
+def test_json_files_that_are_missing_or_broken(tmp_path):
+    with pytest.raises(BadInputError, match="not found"):
+        read_json(tmp_path / "none.json")
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(CorruptArtifactError, match="broken"):
+        read_json(tmp_path / "broken.json")
+
+
+def test_infinity_is_not_written_as_json(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "value.json", {"psnr": float("inf")})
+    assert names(tmp_path) == []
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    """A real file system of 256 KiB, where the system lets us mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a file system is not allowed here")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_names_the_path_and_keeps_the_last_good_artefact(tiny_disk):
+    folder = make(tiny_disk / "student")
+    with pytest.raises(StageFailedError, match="student") as caught, atomic_folder(folder) as temporary:
+        (temporary / "weights").write_bytes(os.urandom(1_000_000))
+    assert "free some space" in caught.value.hint
+    verify(folder)
+    assert names(tiny_disk) == ["student"]
+
+
+def test_a_full_disk_while_writing_a_file(tmp_path, monkeypatch):
+    (tmp_path / "report.json").write_text("{}")
+
+    def no_space(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(artifacts, "_publish", no_space)
+    with pytest.raises(StageFailedError, match=r"report\.json"):
+        write_json(tmp_path / "report.json", {"new": 1})
+    assert (tmp_path / "report.json").read_text() == "{}"
+    assert names(tmp_path) == ["report.json"]

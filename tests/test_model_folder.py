@@ -1,0 +1,103 @@
+"""Pipeline folders: what loads, what is refused, and how that is worded."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from edgediff import model_folder
+from edgediff.errors import BadInputError, CorruptArtifactError, EdgeDiffError
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def folder(small_teacher, tmp_path):
+    return shutil.copytree(small_teacher, tmp_path / "teacher")
+
+
+def refused(folder, kind=BadInputError):
+    with pytest.raises(kind) as caught:
+        model_folder.load(folder)
+    assert isinstance(caught.value, EdgeDiffError)
+    return f"{caught.value.message} hint: {caught.value.hint}"
+
+
+def test_what_a_loaded_folder_says(folder):
+    loaded = model_folder.load(folder)
+    assert loaded.sample_shape == (1, 28, 28)
+    assert not loaded.model.training
+    assert loaded.scheduler.config.prediction_type == "epsilon"
+    assert loaded.family.name == "unet2d"
+
+
+def test_half_precision_weights_load_as_float32(folder):
+    values = load_file(folder / WEIGHTS)
+    save_file({name: value.half() for name, value in values.items()}, folder / WEIGHTS)
+    model = model_folder.load(folder).model
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, values[name].half().float())
+
+
+@pytest.mark.parametrize("missing", ["model_index.json", "unet/config.json", "scheduler/scheduler_config.json"])
+def test_a_folder_without_a_config(folder, missing):
+    (folder / missing).unlink()
+    assert missing in refused(folder)
+
+
+def test_no_folder_at_all(tmp_path):
+    assert "not found" in refused(tmp_path / "nowhere")
+
+
+def test_pickled_weights_are_refused_and_never_opened(folder):
+    (folder / WEIGHTS).unlink()
+    (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"not even a pickle")
+    found = refused(folder)
+    assert "pickled" in found and "safe_serialization=True" in found
+
+
+def test_no_weights(folder):
+    (folder / WEIGHTS).unlink()
+    assert "weights not found" in refused(folder)
+
+
+@pytest.mark.parametrize("keep", [4, 1000, -100])
+def test_truncated_weights(folder, keep):
+    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:keep])
+    assert "damaged or incomplete" in refused(folder, CorruptArtifactError)
+
+
+def test_weights_of_another_config_are_never_loaded_halfway(folder):
+    path = folder / "unet" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "block_out_channels": [8, 32]}))
+    assert "do not fit each other" in refused(folder, CorruptArtifactError)
+
+
+def test_a_missing_tensor_is_not_filled_with_noise(folder):
+    values = load_file(folder / WEIGHTS)
+    values.pop("conv_in.weight")
+    save_file(values, folder / WEIGHTS)
+    refused(folder, CorruptArtifactError)
+
+
+def test_an_unsupported_class(folder):
+    path = folder / "unet" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "_class_name": "UNet1DModel"}))
+    assert "UNet1DModel" in refused(folder)
+
+
+def test_a_saved_folder_loads_where_edgediff_cannot_be_imported(folder):
+    script = (
+        "import sys; sys.modules['edgediff'] = None\n"
+        "from diffusers import DDPMPipeline\n"
+        f"pipeline = DDPMPipeline.from_pretrained({str(folder)!r})\n"
+        "print(pipeline.unet.config.block_out_channels)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.strip() == "[16, 32]", done.stderr
