@@ -78,12 +78,23 @@ def load(folder: Path) -> Loaded:
     check(folder)
     family = families.of(read_json(folder / "unet" / "config.json")["_class_name"])
     try:
-        model = family.model_class.from_pretrained(
-            folder / "unet", torch_dtype=torch.float32, use_safetensors=True, local_files_only=True
+        model, loading = family.model_class.from_pretrained(
+            folder / "unet",
+            torch_dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
         )
     except (RuntimeError, ValueError, OSError, json.JSONDecodeError) as error:
         first = str(error).strip().splitlines()[0]
         raise CorruptArtifactError(f"weights and config do not fit each other in `{folder / 'unet'}`", first) from error
+    # diffusers fills a tensor that the file lacks with noise and says so in a log line only.
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if loading[kind]:
+            raise CorruptArtifactError(
+                f"weights and config do not fit each other in `{folder / 'unet'}`",
+                f"{kind.replace('_', ' ')}: {', '.join(map(str, loading[kind][:5]))}",
+            )
     scheduler = DDPMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
     return Loaded(model.eval(), scheduler, family, sha256(folder / "unet" / WEIGHTS))
 

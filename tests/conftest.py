@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
+from PIL import Image
 
 from edgediff import model_folder
+from edgediff.data import fashion_mnist
 from edgediff.output import Output
 from edgediff.recipe import Recipe, check
 
@@ -31,7 +33,19 @@ def small_teacher(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory) -> Path:
+    """An image folder of 40 training and 40 test images of Fashion-MNIST: features of all of them take a second."""
+    folder = tmp_path_factory.mktemp("photos")
+    for split in ("train", "test"):
+        images = fashion_mnist.load(split, fashion_mnist.packaged_folder())
+        (folder / split).mkdir()
+        for index in range(40):
+            Image.fromarray(images.pixels[index, 0]).save(folder / split / f"{index:02}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def small_recipe(small_teacher):
     """A function (section=dict, ...) → Recipe of a run that takes seconds."""
 
@@ -51,7 +65,7 @@ def small_recipe(small_teacher):
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def quiet() -> Output:
     """A voice that says nothing."""
     return Output("quiet")

@@ -145,9 +145,8 @@ def test_every_epoch_is_a_permutation_whatever_the_batch_size():
     first, second = visited[:10], visited[10:]
     assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(10))
     assert first.tolist() != second.tolist()
-    assert not torch.equal(
-        visited, torch.cat([batch_indices(s, num_images=10, batch_size=4, seed=4) for s in range(5)])
-    )
+    of_other_seed = torch.cat([batch_indices(step, num_images=10, batch_size=4, seed=4) for step in range(5)])
+    assert not torch.equal(visited, of_other_seed)
 
 
 def test_a_batch_larger_than_the_set_wraps_around():
@@ -156,8 +155,8 @@ def test_a_batch_larger_than_the_set_wraps_around():
 
 
 def test_the_generators_of_steps_differ_and_repeat():
-    draws = {
-        tuple(torch.randn(3, generator=step_generator(seed, step)).tolist()) for seed in (0, 1) for step in (0, 1, 2)
-    }
-    assert len(draws) == 6
-    assert torch.equal(torch.randn(3, generator=step_generator(5, 9)), torch.randn(3, generator=step_generator(5, 9)))
+    def draw(seed, step):
+        return tuple(torch.randn(3, generator=step_generator(seed, step)).tolist())
+
+    assert len({draw(seed, step) for seed in (0, 1) for step in (0, 1, 2)}) == 6
+    assert draw(5, 9) == draw(5, 9)
