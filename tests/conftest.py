@@ -59,7 +59,7 @@ def small_recipe(small_teacher):
             "evaluate": {"num_images": 8, "num_inference_steps": 3, "batch_size": 4},
         }
         for name, section in sections.items():
-            values[name] = {**values[name], **section} if isinstance(section, dict) else section
+            values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section
         return check(values, Recipe)
 
     return make
