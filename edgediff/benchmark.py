@@ -20,13 +20,13 @@ from torch import Tensor
 from edgediff import model_folder, teacher
 from edgediff.artifacts import content_hash, cpu_name, read_result, result_up_to_date, write_result
 from edgediff.backends import has_gpu
+from edgediff.backends.memory import peak_memory_mib
 from edgediff.backends.onnxruntime import OnnxRuntimeDenoiser
 from edgediff.backends.pytorch import PyTorchDenoiser
 from edgediff.backends.tensorrt import EngineDenoiser
 from edgediff.diffusion.denoiser import Denoiser
 from edgediff.errors import BadInputError, StageFailedError
 from edgediff.metrics.cost import macs, parameter_bytes, parameter_count
-from edgediff.metrics.memory import peak_memory_mib
 from edgediff.metrics.percentiles import latency_summary
 from edgediff.model_folder import Loaded
 from edgediff.output import Output, Progress, number

@@ -54,6 +54,7 @@ def export(run: Run, recipe: Recipe, role: Role, output: Output) -> Parity:
     with atomic_folder(folder) as temporary:
         path = temporary / "model.onnx"
         _write_graph(loaded, path, recipe.export.opset)
+        _tidy(path)
         onnx.checker.check_model(str(path), full_check=True)
         parity = compare(loaded, path, recipe.export)
         if parity.max_abs > parity.tolerance:
@@ -108,6 +109,22 @@ def _write_graph(loaded: Loaded, path: Path, opset: int) -> None:
             dynamo=True,
             external_data=parameter_bytes(loaded.model) > EXTERNAL_DATA_BYTES,
         )
+
+
+def _tidy(path: Path) -> None:
+    """Name the batch dimension, and drop the exporter's notes: stack traces with the paths of this machine."""
+    graph = onnx.load(str(path), load_external_data=False)
+    values = [*graph.graph.input, *graph.graph.output, *graph.graph.value_info]
+    for item in (graph, graph.graph, *graph.graph.node, *graph.graph.initializer, *values):
+        item.ClearField("metadata_props")
+        item.ClearField("doc_string")
+    symbols = {dim.dim_param for dim in graph.graph.input[0].type.tensor_type.shape.dim if dim.dim_param}
+    for value in values:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in symbols:
+                dim.dim_param = "batch"
+    with path.open("wb") as file:
+        file.write(graph.SerializeToString())
 
 
 class _Prediction(torch.nn.Module):

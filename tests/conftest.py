@@ -11,6 +11,20 @@ from edgediff import model_folder
 from edgediff.data import fashion_mnist
 from edgediff.output import Output
 from edgediff.recipe import Recipe, check
+from edgediff.results import (
+    Build,
+    Cost,
+    Latency,
+    LatencyProfile,
+    LatencyRow,
+    Quality,
+    QualityProfile,
+    QualityRow,
+    Reached,
+    Reference,
+    Report,
+    TrainingSummary,
+)
 
 SMALL_UNET = {
     "sample_size": 28,
@@ -69,3 +83,92 @@ def small_recipe(small_teacher):
 def quiet() -> Output:
     """A voice that says nothing."""
     return Output("quiet")
+
+
+@pytest.fixture
+def a_report() -> Report:
+    """A report of plausible figures, with an engine that could not run."""
+    costs = {"teacher": Cost(params=1000, macs=9000, bytes=4000), "student": Cost(params=100, macs=800, bytes=400)}
+    measured = {"device": "cpu", "precision": "fp32", "batch_size": 1, "status": "measured"}
+    scores = {"precision": 0.5, "recall": 0.4, "diverged_share": 0.0}
+    return Report(
+        name="demo",
+        teacher="fashion-ddpm",
+        edgediff="0.1.0",
+        recipe={},
+        reached=Reached(
+            requested={"ratio": 0.75},
+            importance="magnitude",
+            widths_before={"a": 8},
+            widths_after={"a": 2},
+            channels_removed=0.75,
+            params_removed=0.9,
+            macs_removed=0.9,
+        ),
+        training=TrainingSummary(kd="place", steps=1, batch_size=1, steps_per_second=1.0, final={}),
+        parity={},
+        builds=[
+            Build(
+                backend="tensorrt_rtx",
+                version="1",
+                seconds=3.0,
+                bytes=5000,
+                onnx_sha256="",
+                batch=(1, 1, 1),
+                compute_capabilities=[],
+            )
+        ],
+        latency=Latency(
+            profile=LatencyProfile(
+                device="cpu A",
+                threads=1,
+                warmup_iterations=1,
+                iterations=5,
+                num_inference_steps=10,
+                sample_shape=(1, 28, 28),
+            ),
+            costs={**costs, "pruned": costs["student"]},
+            rows=[
+                LatencyRow(role="teacher", backend="onnxruntime", step_p50_ms=8.0, speedup=1.0, **measured),
+                LatencyRow(role="student", backend="onnxruntime", step_p50_ms=2.0, speedup=4.0, **measured),
+                LatencyRow(
+                    role="student",
+                    backend="tensorrt_rtx",
+                    device="cuda",
+                    precision="fp32",
+                    batch_size=1,
+                    status="not run",
+                    reason="no NVIDIA GPU",
+                ),
+            ],
+        ),
+        quality=Quality(
+            profile=QualityProfile(
+                extractor="e",
+                extractor_sha256="1",
+                resize="r",
+                reference=Reference(name="n", sha256="2", num_images=9),
+                num_images=5,
+                sampler="ddim",
+                num_inference_steps=10,
+                clip_sample=True,
+                first_seed=0,
+                kid_subset_size=5,
+                kid_subsets=3,
+                neighbours=3,
+            ),
+            rows=[
+                QualityRow(role="teacher", backend="b", frechet_distance=100, kid_mean=0.1, kid_std=0.02, **scores),
+                QualityRow(
+                    role="student",
+                    backend="b",
+                    frechet_distance=200,
+                    kid_mean=0.5,
+                    kid_std=0.05,
+                    psnr_to_teacher=20.0,
+                    ssim_to_teacher=0.8,
+                    **scores,
+                ),
+            ],
+        ),
+    )

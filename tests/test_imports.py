@@ -7,7 +7,19 @@ import edgediff
 
 PACKAGE = Path(edgediff.__file__).parent
 # From top to bottom; a layer may import itself and what stands below it.
-LAYERS = ["pruning", "families", "losses", "metrics", "errors"]
+VERBS = {
+    *("prune", "distill", "export", "build", "benchmark", "evaluate", "report", "check", "doctor", "plan"),
+    "train_teacher",
+}
+LAYERS = [
+    *("__main__", "cli", "pipeline"),
+    *sorted(VERBS),
+    *("teacher_card", "quality", "reporting", "training"),
+    *("backends", "model_folder", "teacher"),
+    *("pruning", "losses", "metrics", "data", "families"),
+    "diffusion",
+    *("output", "results", "recipe", "run", "artifacts", "errors"),
+]
 
 
 def edgediff_imports(source: str) -> set[str]:
@@ -22,11 +34,11 @@ def edgediff_imports(source: str) -> set[str]:
             else []
         )
     ]
-    return {name.split(".")[1] for name in modules if name.startswith("edgediff.")}
+    return {name.split(".")[1] for name in modules if name.startswith("edgediff.")} & set(LAYERS)
 
 
 def test_every_module_stands_in_a_layer():
-    names = {path.stem for path in PACKAGE.iterdir() if path.stem != "__init__" and path.name != "__pycache__"}
+    names = {path.stem for path in PACKAGE.iterdir() if path.name not in ("__init__.py", "__pycache__", "zoo")}
     assert names == set(LAYERS)
 
 
@@ -39,3 +51,12 @@ def test_imports_go_downward_only():
         if LAYERS.index(name) < LAYERS.index(path.relative_to(PACKAGE).parts[0].removesuffix(".py"))
     ]
     assert not upward
+
+
+def test_verbs_never_import_each_other():
+    crossing = [
+        f"{verb} imports {name}"
+        for verb in VERBS
+        for name in edgediff_imports((PACKAGE / f"{verb}.py").read_text()) & VERBS
+    ]
+    assert not crossing

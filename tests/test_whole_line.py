@@ -1,7 +1,6 @@
 """`compress` from teacher to report on a small teacher, with a real engine; every check here reads one finished run."""
 
 import html.parser
-import itertools
 import json
 import subprocess
 import sys

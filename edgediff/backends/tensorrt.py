@@ -8,7 +8,10 @@ both build strongly typed networks only. Running an engine needs an NVIDIA GPU w
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,34 +41,37 @@ def build_engine(
     backend: str,
     graph: Path,
     batch: tuple[int, int, int],
-    on_progress: Callable[[str, int], bool] = lambda phase, steps: True,
+    on_progress: Callable[[str, int], None] = lambda phase, steps: None,
 ) -> tuple[bytes, list[str]]:
     """Compile an ONNX graph with a dynamic batch into an engine.
 
     Args: batch: smallest, likeliest and largest batch size of the optimization profile.
-          on_progress: called with a phase's name and the steps it has done; False cancels the build.
+          on_progress: called with a phase's name and the steps it has done.
     Returns: the serialized engine, and the GPU generations it is for (empty: the one of the building GPU).
-    Raises: MissingExtraError; StageFailedError, with the parser's or builder's own words, when the graph is refused.
+    Raises: MissingExtraError; StageFailedError, with the parser's or builder's own words, when the graph is refused;
+    KeyboardInterrupt after a SIGINT, once the builder has stopped.
     """
     trt = library(backend)
     logger = _collecting_logger(trt)
-    builder = trt.Builder(logger)
-    if builder is None:
-        raise StageFailedError(f"{backend} cannot create a builder", logger.worst() or "it needs an NVIDIA GPU")
+    try:
+        builder = trt.Builder(logger)
+    except TypeError as error:  # how the bindings say that the library returned no builder
+        raise StageFailedError(f"{backend} cannot create a builder", logger.worst()) from error
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(graph)):
         reasons = "; ".join(str(parser.get_error(index).desc()) for index in range(parser.num_errors))
         raise StageFailedError(f"{backend} does not accept the graph: `{graph}`", reasons or logger.worst())
     config = builder.create_builder_config()
-    config.progress_monitor = _monitor(trt, on_progress)
     targets = _target_gpus(trt, config) if backend == "tensorrt_rtx" else []
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
         profile.set_shape(tensor.name, *((size, *tuple(tensor.shape)[1:]) for size in batch))
     config.add_optimization_profile(profile)
-    serialized = builder.build_serialized_network(network, config)
+    with _deferred_interrupt() as interrupted:
+        config.progress_monitor = _monitor(trt, on_progress, interrupted)
+        serialized = builder.build_serialized_network(network, config)
     if serialized is None:
         raise StageFailedError(f"{backend} could not build an engine from: `{graph}`", logger.worst())
     return bytes(serialized), targets
@@ -98,6 +104,8 @@ class EngineDenoiser:
                 self.logger.worst() or "engines do not move between GPUs or versions; build it again here",
             )
         self.context = self.engine.create_execution_context()
+        if self.context is None:
+            raise StageFailedError(f"{backend} cannot prepare the engine to run: `{path}`", self.logger.worst())
         names = [self.engine.get_tensor_name(index) for index in range(self.engine.num_io_tensors)]
         modes = {name: self.engine.get_tensor_mode(name) for name in names}
         self.inputs = [name for name in names if modes[name] == trt.TensorIOMode.INPUT]
@@ -153,8 +161,28 @@ def _collecting_logger(trt: Any) -> Any:
     return Logger()
 
 
-def _monitor(trt: Any, on_progress: Callable[[str, int], bool]) -> Any:
-    """Return a progress monitor that reports every finished step and cancels when told to."""
+@contextmanager
+def _deferred_interrupt() -> Iterator[threading.Event]:
+    """Turn SIGINT into an event while native code runs, and into KeyboardInterrupt afterwards.
+
+    The libraries call back into Python and swallow whatever is raised there, KeyboardInterrupt included. Outside the
+    main thread, where Python delivers no signals, nothing is changed.
+    """
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted
+        return
+    previous = signal.signal(signal.SIGINT, lambda number, frame: interrupted.set())
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if interrupted.is_set():
+        raise KeyboardInterrupt
+
+
+def _monitor(trt: Any, on_progress: Callable[[str, int], None], interrupted: threading.Event) -> Any:
+    """Return a progress monitor that reports every finished step, and cancels the build once `interrupted` is set."""
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
@@ -164,7 +192,8 @@ def _monitor(trt: Any, on_progress: Callable[[str, int], bool]) -> Any:
             on_progress(phase_name, 0)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            return on_progress(phase_name, step + 1)
+            on_progress(phase_name, step + 1)
+            return not interrupted.is_set()
 
         def phase_finish(self, phase_name: str) -> None:
             pass

@@ -1,4 +1,4 @@
-"""Peak memory of running one model, measured in a process of its own: `python -m edgediff.metrics.memory`.
+"""Peak memory of running one model, measured in a process of its own: `python -m edgediff.backends.memory`.
 
 The process imports what the backend needs and nothing else, so ONNX Runtime's figure is free of PyTorch; both include
 the interpreter and the libraries, as they will on the device.
@@ -20,7 +20,7 @@ def peak_memory_mib(backend: str, path: Path, *, batch_size: int, threads: int) 
     Args: backend: `pytorch` (path: a pipeline folder) or `onnxruntime` (path: a graph).
     Raises: StageFailedError with the last line the process said when it fails.
     """
-    command = [sys.executable, "-m", "edgediff.metrics.memory", backend, str(path), str(batch_size), str(threads)]
+    command = [sys.executable, "-m", "edgediff.backends.memory", backend, str(path), str(batch_size), str(threads)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]

@@ -1,0 +1,211 @@
+"""The command line as users meet it: fast help, one sentence for every mistake, exit codes, nothing half-written."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from edgediff import cli
+from edgediff.run import Run
+
+
+@pytest.fixture
+def edgediff(monkeypatch, capsys):
+    """A function (*arguments) → (exit code, stdout, stderr) of the command, in this process."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["edgediff", *map(str, arguments)])
+        capsys.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def test_help_imports_nothing_heavy():
+    script = (
+        "import sys; sys.argv = ['edgediff', '--help']\n"
+        "from edgediff.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('torch', 'diffusers', 'numpy', 'onnx', 'pydantic') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "compress" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_every_command_has_help(edgediff):
+    _, out, _ = edgediff("--help")
+    for command in ["compress", "prune", "distill", "export", "build", "bench", "eval", "report", "check", "doctor"]:
+        assert command in out
+        code, text, _ = edgediff(command, "--help")
+        assert code == 0 and "Usage" in text
+
+
+def test_version(edgediff):
+    from edgediff import __version__
+
+    assert edgediff("--version")[:2] == (0, f"edgediff {__version__}\n")
+
+
+BAD = {
+    "unknown teacher": (["--teacher", "fashion-dpm"], ["unknown teacher: fashion-dpm", "pipeline folder"]),
+    "ratio above 1": (["--ratio", "1.5"], ["prune.ratio"]),
+    "negative ratio": (["--ratio", "-0.5"], ["prune.ratio"]),
+    "no channels left": (["--ratio", "0.99"], ["down_blocks.0"]),
+    "unknown kd": (["--kd", "plaice"], ["distill.kd", "place"]),
+    "two targets": (["--ratio", "0.5", "--params", "100k"], ["exactly one"]),
+    "unreachable size": (["--params", "3"], ["no student of this teacher has 3", "reachable"]),
+    "unknown key": (["distil.kd=lift"], ["distil: unknown key, did you mean: distill"]),
+    "several errors": (["distil.kd=lift", "prune.ratoi=1"], ["2 problems", "distil", "ratoi"]),
+    "not an override": (["nonsense"], ["not an override: `nonsense`"]),
+    "unknown recipe": (["--recipe", "fashion-ddpm-dmo"], ["unknown recipe", "fashion-ddpm-demo"]),
+    "missing recipe": (["--recipe", "nowhere.yaml"], ["recipe not found: `nowhere.yaml`"]),
+    "unknown data": (["data.name=cifar"], ["unknown data: cifar"]),
+    "missing extra": (["build.backends=[tensorrt]"], ["pip install 'edgediff[trt]'"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_sentence_with_a_hint_before_any_work(name, edgediff, small_teacher, tmp_path):
+    arguments, parts = BAD[name]
+    teacher = [] if "--teacher" in arguments else ["--teacher", small_teacher]
+    target = [] if {"--ratio", "--params"} & set(arguments) else ["--ratio", "0.5"]
+    code, out, err = edgediff("compress", "--out", tmp_path / "run", *teacher, *target, *arguments)
+    assert code == 2
+    assert err.startswith("error: ") and out == ""
+    for part in parts:
+        assert part in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "run").exists()
+
+
+def damaged(small_teacher, folder, damage):
+    shutil.copytree(small_teacher, folder)
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    if damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:5000])
+    elif damage == "pickle":
+        weights.rename(folder / "unet" / "diffusion_pytorch_model.bin")
+    else:
+        (folder / "unet" / "config.json").unlink()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"), [("truncated", "damaged or incomplete"), ("pickle", "pickled"), ("config", "unet/config.json")]
+)
+def test_a_damaged_teacher(damage, said, edgediff, small_teacher, tmp_path):
+    folder = damaged(small_teacher, tmp_path / "teacher", damage)
+    code, _, err = edgediff("compress", "--teacher", folder, "--ratio", "0.5", "--out", tmp_path / "run")
+    assert code == 2 and said in err and "hint: " in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_another_run(edgediff, small_teacher, tmp_path):
+    start = ["prune", "--teacher", small_teacher, "--out", tmp_path / "run", "--quiet"]
+    assert edgediff(*start, "--ratio", "0.5")[0] == 0
+    before = (tmp_path / "run" / "recipe.yaml").read_text()
+    code, _, err = edgediff(*start, "--ratio", "0.25")
+    assert code == 2 and "another recipe's run" in err and "prune.ratio" in err
+    assert (tmp_path / "run" / "recipe.yaml").read_text() == before
+
+
+def test_a_stage_of_no_run(edgediff, tmp_path):
+    for command in ("distill", "export", "build", "bench", "eval", "report"):
+        code, _, err = edgediff(command, tmp_path / "none")
+        assert code == 2 and "not a run folder" in err
+
+
+def test_stages_one_by_one_over_one_folder(edgediff, small_teacher, tmp_path):
+    run = Run(tmp_path / "run")
+    short = ["distill.training.steps=2", "distill.training.batch_size=2"]
+    code, out, _ = edgediff("prune", "--teacher", small_teacher, "--ratio", "0.5", "--out", run.path, "--json", *short)
+    assert code == 0 and json.loads(out)["channels_removed"] == 0.5
+    code, out, _ = edgediff("distill", run.path, "--json", "distill.kd=lift")
+    assert code == 0 and json.loads(out)["kd"] == "lift"
+    assert yaml.safe_load(run.recipe.read_text())["distill"]["kd"] == "lift"
+    code, _, err = edgediff("distill", run.path, "distill.kd=place")
+    assert code == 2 and "distill.kd" in err
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(edgediff, small_teacher, tmp_path):
+    arguments = ["compress", "--teacher", small_teacher, "--ratio", "0.5", "--out", tmp_path / "run", "--dry-run"]
+    code, out, _ = edgediff(*arguments)
+    assert code == 0 and "distill" in out and "MiB at the peak" in out
+    plan = json.loads(edgediff(*arguments, "--json")[1])
+    assert [stage["stage"] for stage in plan["stages"]] == [
+        *("prune", "distill", "export", "build", "benchmark", "evaluate")
+    ]
+    assert plan["params_after"] < plan["params_before"] and plan["memory_mib"] > 0
+    assert plan["recipe"]["prune"]["ratio"] == 0.5
+    assert not (tmp_path / "run").exists()
+
+
+def test_errors_are_data_for_machines(edgediff, tmp_path):
+    code, out, _ = edgediff("compress", "--teacher", "nobody", "--ratio", "0.5", "--out", tmp_path / "run", "--json")
+    assert code == 2 and json.loads(out)["error"] == "unknown teacher: nobody"
+
+
+def test_check_has_an_exit_code_for_every_outcome(edgediff, a_report, tmp_path):
+    from edgediff.artifacts import write_json
+
+    report, baseline = tmp_path / "report.json", tmp_path / "baseline.json"
+    value = a_report.model_dump(mode="json")
+    write_json(report, value)
+    assert edgediff("check", report, "--baseline", baseline, "--write-baseline")[0] == 0
+    code, out, _ = edgediff("check", report, "--baseline", baseline, "--junit", tmp_path / "junit.xml")
+    assert code == 0 and "frechet_distance" in out and (tmp_path / "junit.xml").is_file()
+    value["quality"]["rows"][1]["frechet_distance"] = 999.0
+    write_json(report, value)
+    code, out, err = edgediff("check", report, "--baseline", baseline, "--json")
+    assert code == 1 and "regression: frechet_distance is 999, baseline 200, allowed at most 210" in err
+    assert [row["verdict"] for row in json.loads(out)["findings"]].count("regression") == 1
+    value["quality"]["profile"]["num_images"] = 7
+    write_json(report, value)
+    assert edgediff("check", report, "--baseline", baseline)[0] == 3
+    assert edgediff("check", report, "--baseline", tmp_path / "none.json")[0] == 2
+
+
+def test_doctor_says_what_every_backend_can_do(edgediff):
+    code, out, _ = edgediff("doctor", "--json")
+    health = json.loads(out)
+    assert code == 0 and {row["backend"] for row in health["backends"]} >= {"pytorch", "onnxruntime", "tensorrt_rtx"}
+    assert health["cores"] >= 1 and health["memory_free_gib"] > 0 and health["packages"]["torch"]
+    code, out, _ = edgediff("doctor")
+    assert "tensorrt_rtx" in out and health["cpu"].split()[0] in out
+
+
+def test_recipes_are_listed_and_shown(edgediff):
+    assert "fashion-ddpm-demo" in edgediff("recipes")[1]
+    rows = json.loads(edgediff("recipes", "--json")[1])["recipes"]
+    assert {row["name"] for row in rows} >= {"fashion-ddpm-demo", "fashion-ddpm-0.75"}
+    assert edgediff("recipes", "show", "fashion-ddpm-demo")[1].startswith("# edgediff compress")
+
+
+def test_ctrl_c_says_how_to_go_on(small_teacher, tmp_path):
+    """SIGINT while channels are being scored, a stage without a state of its own."""
+    command = [sys.executable, "-m", "edgediff", "prune", "--teacher", str(small_teacher), "--ratio", "0.5"]
+    command += ["--out", str(tmp_path / "run"), "prune.importance=diff_pruning", "prune.num_images=64"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+    while not (tmp_path / "run" / "recipe.yaml").exists() and process.poll() is None:
+        time.sleep(0.05)
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "error: interrupted; finished stages are kept" in err and "hint: go on with" in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "run" / "pruned").exists()
