@@ -39,7 +39,7 @@ class Config(BaseModel):
 
 
 class DataConfig(Config):
-    """Which images: a known set by name (`fashion-mnist`), or a folder of image files by its path.
+    """Which images: a known set by name (`fashion-mnist`, `fashion-mnist-20k`), or a folder of image files.
 
     `folder` names where the known set's own files are, when not in the system's place.
     """

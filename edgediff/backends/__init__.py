@@ -8,12 +8,12 @@ from importlib import metadata
 
 DISTRIBUTIONS = {
     "pytorch": ("torch", "torch"),
-    "onnxruntime": ("onnxruntime", "onnxruntime"),
-    "tensorrt_rtx": ("tensorrt_rtx", "tensorrt-rtx-cu12"),
+    "onnxruntime": ("onnxruntime", "onnxruntime", "onnxruntime-gpu"),
+    "tensorrt_rtx": ("tensorrt_rtx", "tensorrt-rtx-cu12", "tensorrt-rtx"),
     "tensorrt": ("tensorrt", "tensorrt"),
     "openvino": ("openvino", "openvino"),
 }
-"""Backend → module to import, distribution to install."""
+"""Backend → module to import, and the distributions that may carry it."""
 
 EXTRAS = {"tensorrt_rtx": "rtx", "tensorrt": "trt", "openvino": "openvino"}
 
@@ -46,14 +46,11 @@ def availability() -> dict[str, Availability]:
 
 
 def _availability(name: str) -> Availability:
-    module, distribution = DISTRIBUTIONS[name]
+    module, *distributions = DISTRIBUTIONS[name]
     if importlib.util.find_spec(module) is None:
         hint = f": `pip install 'edgediff[{EXTRAS[name]}]'`" if name in EXTRAS else ""
         return Availability(None, False, False, f"not installed{hint}")
-    try:
-        version = metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        version = "unknown"
+    version = next(filter(None, map(_version, distributions)), "unknown")
     if name == "openvino":
         return Availability(version, False, False, "installed, and not used by edgediff yet")
     if name in ("tensorrt_rtx", "tensorrt"):
@@ -62,3 +59,10 @@ def _availability(name: str) -> Availability:
         ahead_of_time = name == "tensorrt_rtx"
         return Availability(version, ahead_of_time, False, "no NVIDIA GPU")
     return Availability(version, True, True)
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None

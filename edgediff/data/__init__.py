@@ -12,7 +12,7 @@ from edgediff.recipe import DataConfig
 
 __all__ = ["Images", "load"]
 
-KNOWN = ("fashion-mnist",)
+KNOWN = ("fashion-mnist", "fashion-mnist-20k")  # the second: always the packaged subset, the same on every machine
 
 
 def load(config: DataConfig, split: Literal["train", "test"], *, shape: tuple[int, int, int]) -> Images:
@@ -21,17 +21,19 @@ def load(config: DataConfig, split: Literal["train", "test"], *, shape: tuple[in
     Raises: BadInputError for an unknown name, a folder without images, or a known set of another shape.
     """
     if config.name in KNOWN:
-        images = fashion_mnist.load(split, Path(config.folder) if config.folder else None)
+        named = Path(config.folder) if config.folder else None
+        folder = fashion_mnist.packaged_folder() if config.name == "fashion-mnist-20k" else named
+        images = fashion_mnist.load(split, folder)
         if images.shape != shape:
             raise BadInputError(
                 f"images of {config.name} are {_sized(images.shape)}, samples of the model are {_sized(shape)}",
                 "choose data that fits the model; a folder of image files is resized to it",
             )
         return images
-    folder = Path(config.name)
-    if not folder.is_dir():
+    root = Path(config.name)
+    if not root.is_dir():
         raise BadInputError(f"unknown data: {config.name}", f"{nearest(config.name, KNOWN)}; or give an image folder")
-    return image_folder.load(folder, split, shape)
+    return image_folder.load(root, split, shape)
 
 
 def _sized(shape: tuple[int, int, int]) -> str:

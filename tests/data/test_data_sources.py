@@ -39,6 +39,10 @@ def test_the_packaged_subset_is_the_start_of_the_full_set():
         assert torch.equal(ours.batch(inside), theirs.batch(inside))
 
 
+def test_the_subset_has_a_name_of_its_own():
+    assert len(data.load(DataConfig(name="fashion-mnist-20k"), "train", shape=SHAPE)) == 20_000
+
+
 def test_without_a_folder_some_source_is_found():
     assert len(data.load(DataConfig(), "test", shape=SHAPE)) == 10_000
 

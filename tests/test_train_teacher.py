@@ -1,0 +1,96 @@
+"""The verb `teacher train`, and what a name of a teacher means."""
+
+import pytest
+import yaml
+from conftest import SMALL_UNET
+from diffusers import DDPMPipeline
+from safetensors.torch import load_file
+
+from edgediff import teacher as teacher_module
+from edgediff.artifacts import read_json, sha256
+from edgediff.errors import BadInputError
+from edgediff.recipe import TeacherRecipe, check
+from edgediff.teacher import Teacher, resolve, zoo
+from edgediff.train_teacher import train_teacher
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def recipe(photos):
+    values = {
+        "name": "tiny",
+        "about": "Learns nothing in four steps.",
+        "model": {"class_name": "UNet2DModel", "config": {**SMALL_UNET}},
+        "scheduler": {"num_train_timesteps": 1000, "beta_schedule": "linear", "prediction_type": "epsilon"},
+        "data": {"name": str(photos)},
+        "training": {"steps": 4, "batch_size": 4, "checkpoint_every": 2, "precision": "bf16"},
+        "evaluate": {"num_images": 6, "num_inference_steps": 2},
+    }
+    return check(values, TeacherRecipe)
+
+
+@pytest.fixture(scope="module")
+def trained(recipe, tmp_path_factory, quiet):
+    return train_teacher(recipe, tmp_path_factory.mktemp("teachers") / "tiny", quiet, resume=False)
+
+
+def test_the_folder_is_a_stock_pipeline_in_half_precision(trained):
+    assert {str(value.dtype) for value in load_file(trained / WEIGHTS).values()} == {"torch.float16"}
+    pipeline = DDPMPipeline.from_pretrained(trained)
+    assert pipeline(num_inference_steps=1, output_type="np").images.shape == (1, 28, 28, 1)
+
+
+def test_the_card_holds_recipe_scores_and_pictures(trained, recipe):
+    _, front, body = (trained / "README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(front)["params"] == Teacher("tiny", trained).summary()["params"] > 0
+    assert recipe.about in body and "real images (floor)" in body and "checkpoint_every: 2" in body
+    for picture in ("samples.png", "loss.svg"):
+        assert f"({picture})" in body and (trained / picture).stat().st_size > 1000
+    rows = read_json(trained / "quality.json")["rows"]
+    assert [row["role"] for row in rows] == ["floor", "teacher"]
+
+
+def test_a_trained_teacher_is_not_trained_again(trained, recipe, quiet):
+    written = (trained / "manifest.json").stat().st_mtime_ns
+    assert train_teacher(recipe, trained.parent, quiet, resume=False) == trained
+    assert (trained / "manifest.json").stat().st_mtime_ns == written
+
+
+def test_resuming_ends_with_the_same_weights(recipe, quiet, tmp_path):
+    """Four steps at once, and two and two; at a constant rate, because the cosine's shape depends on the steps."""
+
+    def of(steps):
+        training = recipe.training.model_copy(update={"lr_schedule": "constant", "steps": steps})
+        return recipe.model_copy(update={"training": training})
+
+    straight = train_teacher(of(4), tmp_path / "straight", quiet, resume=False)
+    train_teacher(of(2), tmp_path / "halves", quiet, resume=False)
+    with pytest.raises(BadInputError, match="unfinished training"):
+        train_teacher(of(4), tmp_path / "halves", quiet, resume=False)
+    resumed = train_teacher(of(4), tmp_path / "halves", quiet, resume=True)
+    assert read_json(resumed / "manifest.json")["resumed_at"] == [2]
+    assert sha256(resumed / WEIGHTS) == sha256(straight / WEIGHTS)
+
+
+def test_a_name_or_a_folder_is_a_teacher(trained, monkeypatch):
+    assert resolve(str(trained)).folder == trained
+    monkeypatch.setattr(teacher_module, "zoo", lambda: {"fashion-ddpm": Teacher("fashion-ddpm", trained)})
+    assert resolve("fashion-ddpm").folder == trained
+    with pytest.raises(BadInputError) as caught:
+        resolve("fashion-dpm")
+    assert "did you mean: fashion-ddpm" in caught.value.hint
+
+
+def test_a_folder_without_a_card_says_so(small_teacher):
+    with pytest.raises(BadInputError, match="no model card"):
+        resolve(str(small_teacher)).card()
+
+
+@pytest.mark.parametrize("name", sorted(zoo()))
+def test_every_embedded_teacher_is_complete_and_small(name):
+    folder = zoo()[name].folder
+    assert sum(path.stat().st_size for path in folder.rglob("*")) < 10_000_000
+    summary = zoo()[name].summary()
+    pipeline = DDPMPipeline.from_pretrained(folder)
+    assert sum(value.numel() for value in pipeline.unet.parameters()) == summary["params"]
