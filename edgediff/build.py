@@ -103,12 +103,13 @@ def _build_one(run: Run, recipe: Recipe, backend: str, output: Output) -> Build:
 def _built(backend: str, graph: Path, batch: tuple[int, int, int], output: Output) -> tuple[bytes, list[str]]:
     spoke = time.monotonic()
 
-    def on_progress(phase: str, steps: int) -> None:
+    def on_progress(phase: str, steps: int) -> bool:
         """Speak every few seconds: builders give no total, and a silent build looks like a hang."""
         nonlocal spoke
         if time.monotonic() - spoke > 5:
             spoke = time.monotonic()
             output.say(f"build: {phase}, {steps} steps done")
+        return True
 
     return build_engine(backend, graph, batch, on_progress)
 

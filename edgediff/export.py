@@ -9,25 +9,27 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import onnx
+import psutil
 import torch
 from torch import Tensor
 
 from edgediff import model_folder, teacher
-from edgediff.artifacts import atomic_folder, read_json, up_to_date, write_json, write_manifest
+from edgediff.artifacts import MANIFEST, atomic_folder, read_json, up_to_date, verify, write_json, write_manifest
 from edgediff.backends.onnxruntime import OnnxRuntimeDenoiser
 from edgediff.backends.pytorch import PyTorchDenoiser
+from edgediff.diffusion.denoiser import Denoiser
 from edgediff.errors import BadInputError, StageFailedError
 from edgediff.metrics.cost import parameter_bytes
 from edgediff.model_folder import Loaded
-from edgediff.output import Output
+from edgediff.output import Output, Progress
 from edgediff.recipe import ExportConfig, Recipe
 from edgediff.results import Parity, ParityCase
 from edgediff.run import Role, Run
 
 EXTERNAL_DATA_BYTES = 1_500_000_000  # a protobuf file ends at 2 GB
+MEMORY_COPIES = 4  # of the weights: the model, the graph being written, and two while ONNX Runtime loads it
 EXPORT_BATCH = 2  # 1 would be taken for a constant
 VERBS = {"pruned": "prune", "student": "distill"}
 
@@ -35,12 +37,15 @@ VERBS = {"pruned": "prune", "student": "distill"}
 def export(run: Run, recipe: Recipe, role: Role, output: Output) -> Parity:
     """Write `run.onnx(role)`: model.onnx with a dynamic batch, the configs beside it, and parity.json.
 
-    Raises: BadInputError when the role's model is not there yet; StageFailedError when the graph differs from PyTorch
-    by more than the tolerance; the graph then stays under a name that says so.
+    Raises: BadInputError when the role's model is not there yet or memory is short; CorruptArtifactError for a
+    damaged one; StageFailedError when the graph differs from PyTorch by more than the tolerance, and then it stays
+    under a name that says so.
     """
     source = teacher.resolve(recipe.teacher).folder if role == "teacher" else run.path / role
     if not source.is_dir():
         raise BadInputError(f"nothing to export: `{source}`", f"run `edgediff {VERBS[role]} {run.path}` first")
+    if (source / MANIFEST).is_file():
+        verify(source)
     loaded = model_folder.load(source)
     folder = run.onnx(role)
     config = {"export": recipe.export.model_dump(mode="json")}
@@ -50,33 +55,49 @@ def export(run: Run, recipe: Recipe, role: Role, output: Output) -> Parity:
         output.stage("export", f"{role} up to date: parity {parity.max_abs:.1e}")
         return parity
 
+    _check_memory(parameter_bytes(loaded.model))
     output.stage("export", f"{role} to ONNX, opset {recipe.export.opset}")
-    with atomic_folder(folder) as temporary:
+    steps = 2 + len(recipe.export.batch_sizes)
+    with atomic_folder(folder) as temporary, output.progress(f"export {role}", steps) as progress:
         path = temporary / "model.onnx"
         _write_graph(loaded, path, recipe.export.opset)
         _tidy(path)
+        progress.advance(note="graph written")
         onnx.checker.check_model(str(path), full_check=True)
-        parity = compare(loaded, path, recipe.export)
+        progress.advance(note="graph checked")
+        parity = compare(loaded, path, recipe.export, progress)
         if parity.max_abs > parity.tolerance:
             raise _kept_aside(path, folder, role, parity)
         shutil.copy(source / "unet" / "config.json", temporary / "config.json")
         shutil.copy(source / "scheduler" / "scheduler_config.json", temporary / "scheduler_config.json")
         write_json(temporary / "parity.json", parity.model_dump(mode="json"))
         write_manifest(temporary, stage="export", config=config, inputs=inputs)
+    shutil.rmtree(_aside(folder), ignore_errors=True)  # of an earlier attempt: it no longer says anything
     output.stage("export", f"{role}: differs from PyTorch by at most {parity.max_abs:.1e}")
     return parity
 
 
-def compare(loaded: Loaded, path: Path, config: ExportConfig) -> Parity:
-    """Compare the graph with PyTorch on seeded noise, for every batch size at the first, middle and last timestep."""
-    eager, session = PyTorchDenoiser(loaded.model, loaded.family), OnnxRuntimeDenoiser(path)
+def compare(loaded: Loaded, path: Path, config: ExportConfig, progress: Progress) -> Parity:
+    """Compare the graph with PyTorch on seeded noise, for every batch size at the first, middle and last timestep.
+
+    Raises: StageFailedError when either predicts a value that is not finite: no difference can be told then.
+    """
+    denoisers: tuple[Denoiser, ...] = (PyTorchDenoiser(loaded.model, loaded.family), OnnxRuntimeDenoiser(path))
     last = loaded.scheduler.config.num_train_timesteps - 1
     cases = []
     for batch_size in config.batch_sizes:
         inputs = loaded.family.example_inputs(loaded.model.config, batch_size)
         for timestep in (0, last // 2, last):
             inputs["timestep"] = torch.full((batch_size,), timestep)
-            cases.append(_case(timestep, eager(**inputs), session(**inputs)))
+            predictions = {denoiser.backend: denoiser(**inputs) for denoiser in denoisers}
+            for backend, prediction in predictions.items():
+                if not bool(torch.isfinite(prediction).all()):
+                    raise StageFailedError(
+                        f"values that are not finite from {backend} (batch {batch_size}, timestep {timestep})",
+                        "a diverged training leaves such weights: look at its log",
+                    )
+            cases.append(_case(timestep, *predictions.values()))
+        progress.advance(note=f"compared at batch {batch_size}")
     return Parity(tolerance=config.tolerance, opset=config.opset, cases=cases)
 
 
@@ -86,7 +107,7 @@ def _case(timestep: int, expected: Tensor, measured: Tensor) -> ParityCase:
         batch_size=len(expected),
         timestep=timestep,
         max_abs=float((a - b).abs().max()),
-        relative=float((a - b).norm() / a.norm()),
+        relative=float((a - b).norm() / a.norm().clamp_min(1e-12)),
         cosine=float(torch.nn.functional.cosine_similarity(a, b, dim=0)),
     )
 
@@ -151,10 +172,24 @@ def _silent() -> Iterator[None]:
         logging.disable(level)
 
 
+def _check_memory(weight_bytes: int) -> None:
+    """Refuse an export that the system would kill half way."""
+    needed, available = MEMORY_COPIES * weight_bytes, psutil.virtual_memory().available
+    if needed > available:
+        raise BadInputError(
+            f"not enough memory to export: about {needed / 2**30:.1f} GiB needed, {available / 2**30:.1f} GiB free",
+            "close other programs, or export on a larger machine",
+        )
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.over-tolerance")
+
+
 def _kept_aside(path: Path, folder: Path, role: str, parity: Parity) -> StageFailedError:
     """Move a graph that failed to a folder whose name says so, and word the failure."""
-    worst: Any = max(parity.cases, key=lambda case: case.max_abs)
-    aside = folder.with_name(f"{folder.name}.over-tolerance")
+    worst = max(parity.cases, key=lambda case: case.max_abs)
+    aside = _aside(folder)
     with atomic_folder(aside) as kept:
         for file in path.parent.iterdir():
             shutil.copy(file, kept / file.name)

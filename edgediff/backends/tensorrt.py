@@ -41,12 +41,12 @@ def build_engine(
     backend: str,
     graph: Path,
     batch: tuple[int, int, int],
-    on_progress: Callable[[str, int], None] = lambda phase, steps: None,
+    on_progress: Callable[[str, int], bool] = lambda phase, steps: True,
 ) -> tuple[bytes, list[str]]:
     """Compile an ONNX graph with a dynamic batch into an engine.
 
     Args: batch: smallest, likeliest and largest batch size of the optimization profile.
-          on_progress: called with a phase's name and the steps it has done.
+          on_progress: called with a phase's name and the steps it has done; False cancels the build.
     Returns: the serialized engine, and the GPU generations it is for (empty: the one of the building GPU).
     Raises: MissingExtraError; StageFailedError, with the parser's or builder's own words, when the graph is refused;
     KeyboardInterrupt after a SIGINT, once the builder has stopped.
@@ -181,8 +181,8 @@ def _deferred_interrupt() -> Iterator[threading.Event]:
         raise KeyboardInterrupt
 
 
-def _monitor(trt: Any, on_progress: Callable[[str, int], None], interrupted: threading.Event) -> Any:
-    """Return a progress monitor that reports every finished step, and cancels the build once `interrupted` is set."""
+def _monitor(trt: Any, on_progress: Callable[[str, int], bool], interrupted: threading.Event) -> Any:
+    """Return a progress monitor that reports every finished step, and cancels when told to or `interrupted`."""
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
@@ -192,8 +192,7 @@ def _monitor(trt: Any, on_progress: Callable[[str, int], None], interrupted: thr
             on_progress(phase_name, 0)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            on_progress(phase_name, step + 1)
-            return not interrupted.is_set()
+            return on_progress(phase_name, step + 1) and not interrupted.is_set()
 
         def phase_finish(self, phase_name: str) -> None:
             pass
