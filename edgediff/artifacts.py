@@ -2,7 +2,7 @@
 
 A file or folder is written under a temporary sibling's name, flushed, and renamed. A folder artefact carries
 `manifest.json`: what went in (sha256 of every input), the resolved config, what came out (sha256 of every file), and
-where and when it was made. `Artifact.matches` decides from it whether a stage has anything left to do.
+where and when it was made. `up_to_date` decides from it whether a stage has anything left to do.
 """
 
 from __future__ import annotations
@@ -13,13 +13,17 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
+import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from edgediff import __version__
 from edgediff.errors import BadInputError, CorruptArtifactError, StageFailedError
@@ -45,9 +49,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
     Raises: StageFailedError, naming `path`, when the disk is full; what stood there before stays.
     """
-    with _naming_full_disk(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with naming_full_disk(path):
+        temporary = _sibling(path)
         try:
             yield temporary
             _publish(temporary)
@@ -63,17 +66,16 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     Raises: StageFailedError, naming `path`, when the disk is full; what stood there before stays.
     """
-    with _naming_full_disk(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        previous = path.with_name(f".{path.name}.{os.getpid()}.old")
-        shutil.rmtree(temporary, ignore_errors=True)
+    with naming_full_disk(path):
+        temporary = _sibling(path)
+        previous = temporary.with_suffix(".old")
         try:
             temporary.mkdir()
             yield temporary
-            for file in temporary.rglob("*"):
+            for file in (*temporary.rglob("*"), temporary):
                 _publish(file)
-            # A folder cannot be replaced in one rename; the old one steps aside for the moment between the two.
+            # A folder cannot be replaced in one rename; the old one steps aside for the moment between the two. A kill
+            # in that moment costs an artefact that was out of date anyway: its stage runs again.
             if path.exists():
                 path.rename(previous)
             temporary.rename(path)
@@ -106,7 +108,18 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CorruptArtifactError(f"not a JSON file: `{path}`", f"{error}") from error
+        raise CorruptArtifactError(f"not a JSON file: `{path}`", f"restore it, or delete it ({error})") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises: what `read_json` raises, and CorruptArtifactError when it holds something else.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise CorruptArtifactError(f"not a JSON object: `{path}`", "restore it, or delete it")
+    return value
 
 
 def write_manifest(
@@ -140,7 +153,7 @@ def up_to_date(folder: Path, *, stage: str, config: Mapping[str, Any], inputs: M
     """
     if not (folder / MANIFEST).is_file():
         return False
-    if not _describes(read_json(folder / MANIFEST), stage, config, inputs):
+    if not _describes(read_object(folder / MANIFEST), stage, config, inputs):
         return False
     verify(folder)
     return True
@@ -156,36 +169,48 @@ def write_result(
 
 def read_result(path: Path) -> dict[str, Any]:
     """Return a result file's own value, without the description."""
-    value = read_json(path)
+    value = read_object(path)
     return {key: value[key] for key in value if key not in ("stage", "config", "inputs", "made")}
 
 
 def result_up_to_date(path: Path, *, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
     """Return whether the result file at `path` came from exactly this stage, config and inputs."""
-    return path.is_file() and _describes(read_json(path), stage, config, inputs)
+    return path.is_file() and _describes(read_object(path), stage, config, inputs)
 
 
-def verify(folder: Path) -> dict[str, Any]:
-    """Check every file of an artefact folder against its manifest, and return the manifest.
+def verify(folder: Path, *parts: str) -> dict[str, Any]:
+    """Check the files of an artefact folder against its manifest, and return the manifest.
 
+    Args: parts: sub-folders to check; everything when none is named.
     Raises: BadInputError without a manifest; CorruptArtifactError naming the first file that differs.
     """
-    manifest = read_json(folder / MANIFEST)
-    for name, expected in manifest["files"].items():
+    manifest = read_object(folder / MANIFEST)
+    again = f"delete `{folder}` and run the stage again"
+    for name, expected in _files(folder, manifest).items():
         path = folder / name
+        if parts and Path(name).parts[0] not in parts:
+            continue
         if not path.is_file():
-            raise CorruptArtifactError(f"file is missing: `{path}`", f"delete `{folder}` and run the stage again")
+            raise CorruptArtifactError(f"file is missing: `{path}`", again)
         if sha256(path) != expected:
-            raise CorruptArtifactError(
-                f"file does not have the content its manifest records: `{path}`",
-                f"delete `{folder}` and run the stage again",
-            )
+            raise CorruptArtifactError(f"file does not have the content its manifest records: `{path}`", again)
     return manifest
 
 
 def content_hash(folder: Path) -> str:
-    """Return one sha256 for all files of an artefact folder, from its manifest."""
-    return digest(read_json(folder / MANIFEST)["files"])
+    """Return one sha256 for all files of an artefact folder, which are what its manifest records.
+
+    Raises: what `verify` raises: the hash goes into other manifests, so it must not stand for damaged files.
+    """
+    return digest(_files(folder, verify(folder)))
+
+
+def _files(folder: Path, manifest: Mapping[str, Any]) -> dict[str, str]:
+    if not isinstance(manifest.get("files"), dict):
+        raise CorruptArtifactError(
+            f"manifest lists no files: `{folder / MANIFEST}`", f"delete `{folder}` and run the stage again"
+        )
+    return manifest["files"]
 
 
 @cache
@@ -200,9 +225,30 @@ def _versions() -> dict[str, str]:
 
 
 def made() -> dict[str, Any]:
-    """Return when and where: time, versions, processor, operating system."""
+    """Return when and where: time, versions, git commit (None outside a clone), processor, operating system."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return {"at": now, "versions": _versions(), "device": cpu_name(), "system": platform.platform()}
+    return {
+        "at": now,
+        "versions": _versions(),
+        "commit": _commit(),
+        "device": cpu_name(),
+        "system": platform.platform(),
+    }
+
+
+@cache
+def _commit() -> str | None:
+    """Return the commit of the clone that edgediff runs from, with `+changes` when files differ from it."""
+    clone = Path(__file__).parents[1]
+    if not (clone / ".git").exists() or shutil.which("git") is None:
+        return None
+    git = ["git", "-C", str(clone)]
+    head = subprocess.run([*git, "rev-parse", "--verify", "HEAD"], capture_output=True, text=True)
+    if head.returncode:
+        return None
+    # The package only: what else lies in the clone does not change results.
+    changes = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "edgediff"], capture_output=True)
+    return head.stdout.strip() + ("+changes" if changes.returncode else "")
 
 
 @cache
@@ -220,6 +266,21 @@ def _describes(value: Any, stage: str, config: Mapping[str, Any], inputs: Mappin
     wanted = {"stage": stage, "config": dict(config), "inputs": dict(inputs)}
     # Through JSON, because tuples come back as lists.
     return {key: value.get(key) for key in wanted} == json.loads(json.dumps(wanted, default=str))
+
+
+def _sibling(path: Path) -> Path:
+    """Return the name under which this process writes `path`, after removing what dead processes left there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    own = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.(tmp|old)")
+    for left in list(path.parent.iterdir()):
+        match = own.fullmatch(left.name)
+        if match is None or (int(match[1]) != os.getpid() and psutil.pid_exists(int(match[1]))):
+            continue
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def _publish(path: Path) -> None:
@@ -244,13 +305,27 @@ def _flush(path: Path) -> None:
 
 
 @contextmanager
-def _naming_full_disk(path: Path) -> Iterator[None]:
+def naming_full_disk(path: Path) -> Iterator[None]:
+    """Turn a full disk, met while writing `path` in the enclosed block, into a StageFailedError that names it."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StageFailedError(
-                f"no space left while writing: `{path}`",
-                "free some space and run the same command again; everything finished before is kept",
-            ) from error
-        raise
+    except Exception as error:
+        if not _is_full_disk(error):
+            raise
+        raise StageFailedError(
+            f"no space left while writing: `{path}`",
+            "free some space and run the same command again; everything finished before is kept",
+        ) from error
+
+
+def _is_full_disk(error: Exception) -> bool:
+    """Tell whether a writer met a full disk; those of weights and arrays do not pass on the system's error number.
+
+    safetensors raises an error of its own with the system's words, NumPy an OSError that only counts bytes.
+    """
+    codes = (errno.ENOSPC, errno.EDQUOT)
+    return (
+        (isinstance(error, OSError) and error.errno in codes)
+        or any(os.strerror(code) in str(error) for code in codes)
+        or re.fullmatch(r"\d+ requested and \d+ written", str(error)) is not None
+    )

@@ -21,7 +21,7 @@ from edgediff import model_folder, teacher
 from edgediff.artifacts import content_hash, cpu_name, read_result, result_up_to_date, write_result
 from edgediff.backends import has_gpu
 from edgediff.backends.memory import peak_memory_mib
-from edgediff.backends.onnxruntime import OnnxRuntimeDenoiser
+from edgediff.backends.onnxruntime import CUDA_PROVIDER, OnnxRuntimeDenoiser, available_providers
 from edgediff.backends.pytorch import PyTorchDenoiser
 from edgediff.backends.tensorrt import EngineDenoiser
 from edgediff.diffusion.denoiser import Denoiser
@@ -178,6 +178,9 @@ def _candidates(
     if has_gpu():
         on_gpu = {role: PyTorchDenoiser(loaded[role].model, loaded[role].family, "cuda") for role in ROLES}
         yield Candidates("pytorch", "cuda", on_gpu, {})
+        if CUDA_PROVIDER in available_providers():
+            on_gpu_too = {role: OnnxRuntimeDenoiser(graphs[role], provider=CUDA_PROVIDER) for role in ROLES}
+            yield Candidates("onnxruntime", "cuda", on_gpu_too, {})
 
 
 def _timed(

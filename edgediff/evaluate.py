@@ -59,13 +59,15 @@ def evaluate(run: Run, recipe: Recipe, output: Output) -> Quality:
     output.stage("evaluate", f"{settings.num_images} images, DDIM with {settings.num_inference_steps} steps")
     extractor = efficientnet_lite0()
     real = real_images(reference, training, extractor, settings.num_images, output)
-    rows: list[QualityRow] = [floor_row(real)]
-    of_teacher: Drawn | None = None
+    drawn: dict[Role, Drawn] = {}
     for role in ROLES:
-        drawn = draw(_denoiser(run, role, loaded[role]), loaded[role], settings, output, role)
-        rows.append(model_row(role, drawn, real, extractor, of_teacher))
-        of_teacher = of_teacher or drawn
-        _save(run.samples(role), {"samples": torch.from_numpy(drawn.pixels[:SHOWN_IMAGES])})
+        drawn[role] = draw(_denoiser(run, role, loaded[role]), loaded[role], settings, output, role)
+        _save(run.samples(role), {"samples": torch.from_numpy(drawn[role].pixels[:SHOWN_IMAGES])})
+    with output.progress("score", 1 + len(ROLES)) as progress:
+        rows: list[QualityRow] = [floor_row(real)]
+        for role in ROLES:
+            progress.advance()
+            rows.append(model_row(role, drawn[role], real, extractor, drawn["teacher"] if role != "teacher" else None))
     _save(run.error_map, error_map(loaded["teacher"], loaded["student"], reference))
     quality = Quality(profile=profile(real, extractor, settings), rows=rows)
     write_result(run.quality, quality.model_dump(mode="json"), stage="evaluate", config=config, inputs=inputs)

@@ -30,6 +30,7 @@ from edgediff.run import Role, Run
 
 EXTERNAL_DATA_BYTES = 1_500_000_000  # a protobuf file ends at 2 GB
 MEMORY_COPIES = 4  # of the weights: the model, the graph being written, and two while ONNX Runtime loads it
+WRITING_SHARE = 10  # of the progress: what writing the graph takes, in comparisons at one batch size
 EXPORT_BATCH = 2  # 1 would be taken for a constant
 VERBS = {"pruned": "prune", "student": "distill"}
 
@@ -57,12 +58,12 @@ def export(run: Run, recipe: Recipe, role: Role, output: Output) -> Parity:
 
     _check_memory(parameter_bytes(loaded.model))
     output.stage("export", f"{role} to ONNX, opset {recipe.export.opset}")
-    steps = 2 + len(recipe.export.batch_sizes)
+    steps = WRITING_SHARE + 1 + len(recipe.export.batch_sizes)
     with atomic_folder(folder) as temporary, output.progress(f"export {role}", steps) as progress:
         path = temporary / "model.onnx"
         _write_graph(loaded, path, recipe.export.opset)
         _tidy(path)
-        progress.advance(note="graph written")
+        progress.advance(WRITING_SHARE, note="graph written")
         onnx.checker.check_model(str(path), full_check=True)
         progress.advance(note="graph checked")
         parity = compare(loaded, path, recipe.export, progress)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,13 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from edgediff import families
-from edgediff.artifacts import read_json, sha256
+from edgediff.artifacts import MANIFEST, digest, read_object, sha256, verify
+from edgediff.diffusion.noising import PREDICTION_TYPES
 from edgediff.errors import BadInputError, CorruptArtifactError
 from edgediff.families import Family
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+CONFIG, SCHEDULER_CONFIG = "unet/config.json", "scheduler/scheduler_config.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -28,7 +29,7 @@ class Loaded:
     model: Any  # a stock diffusers model of `family`
     scheduler: DDPMScheduler
     family: Family
-    sha256: str  # of the weights file
+    sha256: str  # of everything that was read: weights, model config, scheduler config
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:
@@ -45,13 +46,13 @@ def check(folder: Path) -> None:
     """
     if not folder.is_dir():
         raise BadInputError(f"folder not found: `{folder}`")
-    for needed in ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json"):
+    for needed in ("model_index.json", CONFIG, SCHEDULER_CONFIG):
         if not (folder / needed).is_file():
             raise BadInputError(
                 f"not a diffusers pipeline folder, it lacks `{needed}`: `{folder}`",
                 "save the whole pipeline with `pipeline.save_pretrained(folder)`",
             )
-    families.of(read_json(folder / "unet" / "config.json").get("_class_name", "unknown"))
+    families.of(read_object(folder / CONFIG).get("_class_name", "unknown"))
     weights = folder / "unet" / WEIGHTS
     if not weights.is_file():
         pickles = sorted(file.name for pattern in PICKLES for file in (folder / "unet").glob(pattern))
@@ -73,10 +74,13 @@ def check(folder: Path) -> None:
 def load(folder: Path) -> Loaded:
     """Load the denoising model and the scheduler of a pipeline folder, in float32 whatever the file holds.
 
-    Raises: what `check` raises, and CorruptArtifactError when weights and config do not fit each other.
+    Raises: what `check` raises; CorruptArtifactError when weights and config do not fit each other, or are not what
+    the folder's manifest records, where it has one; BadInputError for a scheduler that no training here can use.
     """
     check(folder)
-    family = families.of(read_json(folder / "unet" / "config.json")["_class_name"])
+    if (folder / MANIFEST).is_file():
+        verify(folder, "unet", "scheduler")
+    family = families.of(read_object(folder / CONFIG)["_class_name"])
     try:
         model, loading = family.model_class.from_pretrained(
             folder / "unet",
@@ -85,7 +89,7 @@ def load(folder: Path) -> Loaded:
             local_files_only=True,
             output_loading_info=True,
         )
-    except (RuntimeError, ValueError, OSError, json.JSONDecodeError) as error:
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, OSError) as error:  # whatever a config breaks
         first = str(error).strip().splitlines()[0]
         raise CorruptArtifactError(f"weights and config do not fit each other in `{folder / 'unet'}`", first) from error
     # diffusers fills a tensor that the file lacks with noise and says so in a log line only.
@@ -95,8 +99,30 @@ def load(folder: Path) -> Loaded:
                 f"weights and config do not fit each other in `{folder / 'unet'}`",
                 f"{kind.replace('_', ' ')}: {', '.join(map(str, loading[kind][:5]))}",
             )
-    scheduler = DDPMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
-    return Loaded(model.eval(), scheduler, family, sha256(folder / "unet" / WEIGHTS))
+    read = (CONFIG, SCHEDULER_CONFIG, f"unet/{WEIGHTS}")
+    content = digest({name: sha256(folder / name) for name in read})
+    return Loaded(model.eval(), _scheduler(folder), family, content)
+
+
+def _scheduler(folder: Path) -> DDPMScheduler:
+    """Load the noise schedule; a sampler of another class (DDIM, PNDM) says the same of it under the same names."""
+    path = folder / SCHEDULER_CONFIG
+    config = read_object(path)
+    try:
+        scheduler = DDPMScheduler.from_config(config)
+    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        raise BadInputError(f"scheduler config cannot be used: `{path}`", f"{error}") from error
+    check_scheduler(scheduler)
+    return scheduler
+
+
+def check_scheduler(scheduler: DDPMScheduler) -> None:
+    """Raise BadInputError for a scheduler whose `prediction_type` no training or sampling here can use."""
+    if scheduler.config.prediction_type not in PREDICTION_TYPES:
+        raise BadInputError(
+            f"prediction type is not supported: {scheduler.config.prediction_type}",
+            f"supported: {', '.join(PREDICTION_TYPES)}",
+        )
 
 
 def save(folder: Path, model: nn.Module, scheduler: DDPMScheduler) -> None:

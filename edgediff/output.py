@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
@@ -50,18 +51,19 @@ class Output:
     def stage(self, name: str, text: str) -> None:
         """Announce a stage, or say that it was up to date, on stderr."""
         if self.mode != "quiet":
-            self.err.print(f"[bold]{name:<9}[/bold] {text}")
+            self.err.print(f"[bold]{name:<9}[/bold] {escape(text)}")
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Show a table on stdout, words left and numbers right; for people only."""
         if self.mode != "human":
             return
         table = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=SIMPLE_HEAD)
+        table.show_header = any(columns)
         for index, column in enumerate(columns):
             figures = all(row[index][:1] in FIGURE_STARTS for row in rows)
             table.add_column(column, justify="right" if figures else "left")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*(escape(cell) for cell in row))
         self.out.print(table)
 
     def data(self, value: Mapping[str, Any]) -> None:
@@ -76,9 +78,9 @@ class Output:
     def error(self, error: EdgeDiffError) -> None:
         """Word an error: one sentence, and a `hint:` line where there is one, on stderr; in `json` mode as data too."""
         self.data({"error": error.message, "hint": error.hint, "exit_code": error.exit_code})
-        self.err.print(f"[bold red]error:[/bold red] {_escaped(error.message)}")
+        self.err.print(f"[bold red]error:[/bold red] {escape(error.message)}")
         if error.hint:
-            self.err.print(f"[bold]hint:[/bold] {_escaped(error.hint)}")
+            self.err.print(f"[bold]hint:[/bold] {escape(error.hint)}")
 
     @contextmanager
     def progress(self, what: str, total: int, done: int = 0) -> Iterator[Progress]:
@@ -130,10 +132,6 @@ class _Lines:
         minutes, seconds = divmod(round(left), 60)
         behind = f"  {note}" if note else ""
         self.output.say(f"{self.what}: {self.done}/{self.total}, {minutes}:{seconds:02} left{behind}")
-
-
-def _escaped(text: str) -> str:
-    return text.replace("[", r"\[")
 
 
 def number(value: float | None, unit: str = "") -> str:

@@ -15,6 +15,7 @@ from edgediff.pruning import (
     importance_scores,
     prune_width,
     target_widths,
+    timesteps,
 )
 from edgediff.recipe import Recipe
 from edgediff.results import Reached
@@ -42,14 +43,16 @@ def prune(run: Run, recipe: Recipe, output: Output) -> Reached:
     family, before = loaded.family, loaded.model.config
     widths = target_widths(family, before, recipe.prune)
     output.stage("prune", f"scoring channels by {recipe.prune.importance}")
-    scores = importance_scores(
-        recipe.prune.importance,
-        loaded.model,
-        family,
-        x0=None if images is None else calibration(images, recipe.prune.num_images),
-        scheduler=loaded.scheduler,
-        seed=recipe.prune.seed,
-    )
+    with output.progress("score channels", timesteps(recipe.prune.importance, loaded.scheduler)) as progress:
+        scores = importance_scores(
+            recipe.prune.importance,
+            loaded.model,
+            family,
+            x0=None if images is None else calibration(images, recipe.prune.num_images),
+            scheduler=loaded.scheduler,
+            seed=recipe.prune.seed,
+            on_timestep=progress.advance,
+        )
     student, report = prune_width(loaded.model, family, widths, scores)
     if recipe.prune.ratio is not None:
         check_reached(family, before, student.config, recipe.prune.ratio)
@@ -63,6 +66,8 @@ def prune(run: Run, recipe: Recipe, output: Output) -> Reached:
         importance=recipe.prune.importance,
         widths_before=report.widths_before,
         widths_after=report.widths,
+        params_after=report.params,
+        bytes_after=report.bytes,
         channels_removed=1 - sum(report.widths.values()) / sum(report.widths_before.values()),
         params_removed=1 - report.params / report.params_before,
         macs_removed=1 - macs(student, family.example_inputs(student.config)) / cost_before,
@@ -91,5 +96,6 @@ def _sentence(reached: Reached) -> str:
     widths = ", ".join(str(width) for width in reached.widths_after.values())
     return (
         f"asked {asked}; reached widths ({widths}): {reached.channels_removed:.1%} of the channels removed, "
-        f"{reached.params_removed:.1%} of the parameters, {reached.macs_removed:.1%} of the MACs"
+        f"{reached.params_removed:.1%} of the parameters, {reached.macs_removed:.1%} of the MACs; "
+        f"{reached.params_after:,} parameters stay, {reached.bytes_after / 1e6:.2f} MB"
     )

@@ -57,6 +57,8 @@ class Reached(Result):
     importance: str
     widths_before: dict[str, int]  # level → channels
     widths_after: dict[str, int]
+    params_after: int
+    bytes_after: int  # of the weights, fp32
     channels_removed: float  # fraction, over all levels
     params_removed: float  # fraction
     macs_removed: float  # fraction

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
@@ -13,6 +16,7 @@ from edgediff.artifacts import atomic_folder, digest, up_to_date, write_manifest
 from edgediff.data.images import Images
 from edgediff.data.order import batch_indices
 from edgediff.diffusion.noising import antithetic_timesteps, prediction_target
+from edgediff.errors import BadInputError, nearest
 from edgediff.families import Family
 from edgediff.losses import diffusion
 from edgediff.output import Output
@@ -47,15 +51,18 @@ def train_teacher(recipe: TeacherRecipe, out: Path, output: Output, *, resume: b
     """Train the recipe's model and write `out/teacher`: a pipeline with averaged weights in fp16, and its card.
 
     The state and the log are kept in `out/checkpoints` and `out/train.jsonl`. Returns: the pipeline's folder.
-    Raises: BadInputError for a recipe whose model or images do not fit, or an unfinished training without `resume`.
+    Raises: BadInputError for a recipe whose model or images do not fit, or an unfinished training without `resume`;
+            StageFailedError at a non-finite loss; InterruptedStageError on SIGINT.
     """
     folder = out / "teacher"
     family = families.of(recipe.model.class_name)
     torch.manual_seed(recipe.training.seed)
-    model = family.build(recipe.model.config)
-    scheduler = DDPMScheduler.from_config(recipe.scheduler)
+    model = _from_config(family.model_class, recipe.model.config, "model.config")
+    scheduler = _from_config(DDPMScheduler, recipe.scheduler, "scheduler")
+    model_folder.check_scheduler(scheduler)
     _, channels, height, width = family.example_inputs(model.config)["sample"].shape
     images = data.load(recipe.data, "train", shape=(channels, height, width))
+    data.load(recipe.data, "test", shape=(channels, height, width))  # of the card: missing ones are told of now
     inputs, config = {"images": images.sha256}, recipe.model_dump(mode="json")
     if up_to_date(folder, stage="teacher", config=config, inputs=inputs):
         output.stage("teacher", f"up to date: `{folder}`")
@@ -90,3 +97,18 @@ def train_teacher(recipe: TeacherRecipe, out: Path, output: Output, *, resume: b
         )
     output.stage("teacher", f"`{folder}`")
     return folder
+
+
+def _from_config(kind: Any, config: Mapping[str, Any], key: str) -> Any:
+    """Make a stock diffusers object of a config in the recipe, which diffusers itself reads with unknown keys left out.
+
+    Raises: BadInputError, naming the recipe's `key`, for unknown keys and for values that the class refuses.
+    """
+    known = set(inspect.signature(kind.__init__).parameters) - {"self"}
+    unknown = [name for name in config if name not in known and not name.startswith("_")]
+    if unknown:
+        raise BadInputError(f"{key}.{unknown[0]}: unknown key of {kind.__name__}", nearest(unknown[0], known))
+    try:
+        return kind.from_config(dict(config))
+    except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
+        raise BadInputError(f"{key}: {kind.__name__} refuses it: {str(error).splitlines()[0]}") from error

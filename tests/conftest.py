@@ -1,5 +1,6 @@
 """What tests of whole stages share: a small untrained teacher on Fashion-MNIST, and a recipe of seconds for it."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,8 @@ def a_report() -> Report:
             importance="magnitude",
             widths_before={"a": 8},
             widths_after={"a": 2},
+            params_after=100,
+            bytes_after=400,
             channels_removed=0.75,
             params_removed=0.9,
             macs_removed=0.9,
@@ -172,3 +175,15 @@ def a_report() -> Report:
             ],
         ),
     )
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    """A real file system of 256 KiB, where the system lets us mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a file system is not allowed here")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)

@@ -209,3 +209,21 @@ def test_ctrl_c_says_how_to_go_on(small_teacher, tmp_path):
     assert "error: interrupted; finished stages are kept" in err and "hint: go on with" in err
     assert "Traceback" not in err
     assert not (tmp_path / "run" / "pruned").exists()
+
+
+@pytest.mark.parametrize("stage", ["prune", "distill"])
+def test_a_full_disk_names_the_path_and_keeps_what_was_finished(stage, edgediff, small_teacher, tiny_disk):
+    """The pruned model fits on the small disk where the ballast is small; the training state never does."""
+    run = tiny_disk / "run"
+    (tiny_disk / "ballast").write_bytes(bytes(200_000 if stage == "prune" else 10_000))
+    start = ["prune", "--teacher", small_teacher, "--ratio", "0.75", "--out", run, "distill.training.steps=2"]
+    code, _, err = edgediff(*start)
+    if stage == "distill":
+        assert code == 0
+        pruned = sorted(path.name for path in (run / "pruned").iterdir())
+        code, _, err = edgediff("distill", run, "distill.training.batch_size=2")
+        assert sorted(path.name for path in (run / "pruned").iterdir()) == pruned
+    assert code == 1
+    assert f"no space left while writing: `{run}" in err and "hint: free some space" in err
+    assert "Traceback" not in err
+    assert not [path.name for path in run.rglob("*.tmp")]

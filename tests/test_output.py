@@ -12,14 +12,14 @@ from edgediff.output import Output
 def speak(output):
     output.stage("prune", "done")
     output.say("remark with [brackets]")
-    output.table("title", ["", "value"], [["row", "1"]])
+    output.table("title", ["", "value"], [["row [trt]", "1"]])
     output.data({"value": 1})
 
 
 def test_human_gets_tables_on_stdout_and_talk_on_stderr(capsys):
     speak(Output("human"))
     out, err = capsys.readouterr()
-    assert "row" in out and "value" in out and "{" not in out
+    assert "row [trt]" in out and "value" in out and "{" not in out
     assert "prune" in err and "remark with [brackets]" in err
 
 

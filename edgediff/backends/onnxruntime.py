@@ -9,7 +9,15 @@ from torch import Tensor
 
 from edgediff.errors import BadInputError, CorruptArtifactError, MissingExtraError
 
-DEVICES = {"CPUExecutionProvider": "cpu", "CUDAExecutionProvider": "cuda"}
+CUDA_PROVIDER = "CUDAExecutionProvider"
+DEVICES = {"CPUExecutionProvider": "cpu", CUDA_PROVIDER: "cuda"}
+
+
+def available_providers() -> list[str]:
+    """Return the execution providers of the installed ONNX Runtime."""
+    import onnxruntime
+
+    return onnxruntime.get_available_providers()
 
 
 class OnnxRuntimeDenoiser:
@@ -28,7 +36,7 @@ class OnnxRuntimeDenoiser:
 
         if not path.is_file():
             raise BadInputError(f"exported model not found: `{path}`", "run `edgediff export` first")
-        if provider not in onnxruntime.get_available_providers():
+        if provider not in available_providers():
             raise MissingExtraError("onnxruntime-gpu", "gpu", f"ONNX Runtime's {provider}")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3

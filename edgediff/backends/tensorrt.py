@@ -60,7 +60,7 @@ def build_engine(
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(graph)):
-        reasons = "; ".join(str(parser.get_error(index).desc()) for index in range(parser.num_errors))
+        reasons = "; ".join(_worded(parser.get_error(index)) for index in range(parser.num_errors))
         raise StageFailedError(f"{backend} does not accept the graph: `{graph}`", reasons or logger.worst())
     config = builder.create_builder_config()
     targets = _target_gpus(trt, config) if backend == "tensorrt_rtx" else []
@@ -133,6 +133,12 @@ class EngineDenoiser:
             raise StageFailedError(f"{self.backend} failed to run the engine", self.logger.worst())
         stream.synchronize()
         return prediction.to(sample.device)
+
+
+def _worded(error: Any) -> str:
+    """Say what a parser refused: its description alone is often no more than the condition that failed."""
+    where = " ".join(part for part in (error.node_operator(), error.node_name()) if part)
+    return f"{error.code().name}{f' at {where}' if where else ''}: {error.desc()}"
 
 
 def _target_gpus(trt: Any, config: Any) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import zlib
 from importlib import resources
 from pathlib import Path
 from typing import Literal
@@ -67,11 +68,11 @@ def _find(folder: Path, name: str) -> Path:
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
     """Read an idx file of unsigned bytes, gzipped when its name ends in `.gz`; return it as uint8.
 
-    Raises: CorruptArtifactError when header and length disagree.
+    Raises: CorruptArtifactError when it is not whole: truncated, damaged, or with a header of another length.
     """
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise CorruptArtifactError(f"not a complete gzip file: `{path}`", f"{error}") from error
     header = 4 + 4 * dimensions
     sizes = np.frombuffer(raw[4:header], dtype=">i4") if len(raw) >= header else ()

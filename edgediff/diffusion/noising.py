@@ -7,6 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgediff.errors import BadInputError
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+
 
 def antithetic_timesteps(batch_size: int, num_train_timesteps: int, generator: torch.Generator) -> Tensor:
     """Draw timesteps (B,) int64 in pairs t and T-1-t, which lowers the variance of the loss (DDIM code; Song 2021)."""
@@ -15,7 +19,10 @@ def antithetic_timesteps(batch_size: int, num_train_timesteps: int, generator: t
 
 
 def prediction_target(scheduler: Any, x0: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
-    """Return what a model of the scheduler's `prediction_type` should predict: eps, v or x0, (B, C, H, W)."""
+    """Return what a model of the scheduler's `prediction_type` should predict: eps, v or x0, (B, C, H, W).
+
+    Raises: BadInputError for any other prediction type.
+    """
     match scheduler.config.prediction_type:
         case "epsilon":
             return noise
@@ -24,4 +31,6 @@ def prediction_target(scheduler: Any, x0: Tensor, noise: Tensor, timestep: Tenso
         case "sample":
             return x0
         case other:
-            raise ValueError(f"unknown prediction type: {other}")
+            raise BadInputError(
+                f"prediction type is not supported: {other}", f"supported: {', '.join(PREDICTION_TYPES)}"
+            )

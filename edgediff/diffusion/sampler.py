@@ -10,11 +10,15 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from edgediff.diffusion.denoiser import Denoiser
+from edgediff.errors import BadInputError
 
 
 def ddim(scheduler_config: Mapping[str, Any], *, clip_sample: bool) -> DDIMScheduler:
     """Return the DDIM scheduler of a trained model's own noise schedule and prediction type."""
-    keep = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
+    keep = (
+        *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"),
+        *("rescale_betas_zero_snr", "prediction_type", "clip_sample_range"),
+    )
     return DDIMScheduler(
         **{key: scheduler_config[key] for key in keep if key in scheduler_config},
         clip_sample=clip_sample,
@@ -43,11 +47,15 @@ def sample(
 
     Args: shape: (C, H, W). on_images: called with the number of images finished since the last call.
     Returns: (len(seeds), C, H, W) float32, not clamped: how far values leave [-1, 1] shows a diverging model.
+    Raises: BadInputError for more inference steps than the model was trained with.
     """
+    trained = scheduler.config.num_train_timesteps
+    if num_inference_steps > trained:
+        raise BadInputError(f"num_inference_steps is beyond the {trained} timesteps of training: {num_inference_steps}")
+    scheduler.set_timesteps(num_inference_steps)
     images = []
     for first in range(0, len(seeds), batch_size):
         x = initial_noise(seeds[first : first + batch_size], shape)
-        scheduler.set_timesteps(num_inference_steps)
         for timestep in scheduler.timesteps:
             prediction = denoiser(x, timestep.expand(len(x)))
             x = scheduler.step(prediction, timestep, x, eta=0.0).prev_sample

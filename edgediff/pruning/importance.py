@@ -15,6 +15,7 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 
+from edgediff.diffusion.noising import prediction_target
 from edgediff.errors import BadInputError, StageFailedError, nearest
 from edgediff.families import Family
 
@@ -40,12 +41,14 @@ class Probe:
           num_train_timesteps: length of the teacher's noise schedule.
           seed: of `random`.
           threshold: of `diff_pruning`: stop at losses under this share of the largest one seen, in [0, 1).
+          on_timestep: called after every timestep that was measured.
     """
 
     loss_at: LossAt = no_loss
     num_train_timesteps: int = 0
     seed: int = 0
     threshold: float = 0.05
+    on_timestep: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,7 @@ def importance_scores(
     conditioning: Mapping[str, Tensor] | None = None,
     seed: int = 0,
     threshold: float = 0.05,
+    on_timestep: Callable[[], None] = lambda: None,
 ) -> Scores:
     """Return the scores of every parameter of a model, which is left untouched: no gradients, no dtype change.
 
@@ -132,6 +136,7 @@ def importance_scores(
           conditioning: further arguments of the forward, one row per image.
           seed: of `random`, and of the noise on x0: the same at every timestep, so that losses compare.
           threshold: of `diff_pruning`, a share of the largest loss in [0, 1).
+          on_timestep: called after every timestep that was measured, at most `timesteps(name, scheduler)` times.
 
     Raises: BadInputError for an unknown name, missing images or schedule, a threshold out of range; StageFailedError
     when a loss is not finite.
@@ -147,11 +152,17 @@ def importance_scores(
                 f"importance `{name}` needs clean images and a noise schedule", "give both, or use `magnitude`"
             )
         loss_at = denoising_loss(family, x0, scheduler, seed, conditioning)
-        probe = Probe(loss_at, scheduler.config["num_train_timesteps"], seed, threshold)
+        probe = Probe(loss_at, scheduler.config["num_train_timesteps"], seed, threshold, on_timestep)
     # Dropout would make the losses of two timesteps incomparable, hence eval.
     twin = copy.deepcopy(model).float().eval().requires_grad_(True)
     with torch.enable_grad():
         return IMPORTANCES[name].measure(twin, probe)
+
+
+def timesteps(name: str, scheduler: DDPMScheduler) -> int:
+    """Return how many timesteps an importance measures at most."""
+    total = scheduler.config["num_train_timesteps"]
+    return {"taylor": min(TAYLOR_TIMESTEPS, total), "diff_pruning": total}.get(name, 0)
 
 
 def denoising_loss(
@@ -167,20 +178,12 @@ def denoising_loss(
     Raises: BadInputError for an unknown prediction type.
     """
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed))
-    prediction_type = scheduler.config["prediction_type"]
-    if prediction_type not in ("epsilon", "sample", "v_prediction"):
-        raise BadInputError(f"prediction type is unknown: {prediction_type}", "known: epsilon, sample, v_prediction")
 
     def loss_at(model: nn.Module, timestep: int) -> Tensor:
         device = next(model.parameters()).device
         clean, eps = x0.to(device, torch.float32), noise.to(device)
         timesteps: Any = torch.full((len(x0),), timestep, device=device)  # diffusers asks for an IntTensor, takes long
-        if prediction_type == "epsilon":
-            target = eps
-        elif prediction_type == "sample":
-            target = clean
-        else:
-            target = scheduler.get_velocity(clean, eps, timesteps)
+        target = prediction_target(scheduler, clean, eps, timesteps)
         rows = {name: value.to(device) for name, value in (conditioning or {}).items()}
         prediction = family.prediction(model, scheduler.add_noise(clean, eps, timesteps), timesteps, **rows)
         return nn.functional.mse_loss(prediction, target)
@@ -199,6 +202,7 @@ def _loss(model: nn.Module, probe: Probe, timestep: int) -> Tensor:
             f"calibration loss is not finite at timestep {timestep}: {loss.item()}",
             "check the teacher's weights and that the images are in [-1, 1]",
         )
+    probe.on_timestep()
     return loss
 
 

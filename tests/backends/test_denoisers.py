@@ -1,0 +1,75 @@
+"""PyTorch and ONNX Runtime behind one signature: the same numbers, devices and types, whatever the batch."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+from edgediff import model_folder
+from edgediff.backends.onnxruntime import OnnxRuntimeDenoiser
+from edgediff.backends.pytorch import PyTorchDenoiser
+
+
+@pytest.fixture
+def product(tmp_path):
+    """A graph whose prediction is known: sample times timestep."""
+    nodes = [
+        helper.make_node("Cast", ["timestep"], ["real"], to=TensorProto.FLOAT),
+        helper.make_node("Reshape", ["real", "shape"], ["column"]),
+        helper.make_node("Mul", ["sample", "column"], ["out_sample"]),
+    ]
+    image = ["batch", 1, 2, 2]
+    graph = helper.make_graph(
+        nodes,
+        "product",
+        [
+            helper.make_tensor_value_info("sample", TensorProto.FLOAT, image),
+            helper.make_tensor_value_info("timestep", TensorProto.INT64, ["batch"]),
+        ],
+        [helper.make_tensor_value_info("out_sample", TensorProto.FLOAT, image)],
+        [onnx.numpy_helper.from_array(np.array([-1, 1, 1, 1]), "shape")],
+    )
+    path = tmp_path / "product.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return path
+
+
+@pytest.mark.parametrize("threads", [1, None])
+def test_onnx_runtime_gets_every_image_its_own_timestep(product, threads):
+    denoiser = OnnxRuntimeDenoiser(product, threads=threads)
+    sample, timestep = torch.randn(3, 1, 2, 2), torch.tensor([0, 1, 999])
+    prediction = denoiser(sample=sample, timestep=timestep)
+    torch.testing.assert_close(prediction, sample * timestep.view(-1, 1, 1, 1))
+    assert prediction.dtype == torch.float32
+    assert (denoiser.backend, denoiser.device, denoiser.precision) == ("onnxruntime", "cpu", "fp32")
+
+
+def test_onnx_runtime_takes_samples_that_are_views(product):
+    sample = torch.randn(1, 2, 2, 2).transpose(0, 1)  # neither contiguous nor owner of its memory
+    prediction = OnnxRuntimeDenoiser(product, threads=1)(sample, torch.tensor([2, 3]))
+    torch.testing.assert_close(prediction, sample * torch.tensor([2.0, 3.0]).view(-1, 1, 1, 1))
+
+
+def test_what_onnx_runtime_returns_is_not_overwritten_by_the_next_call(product):
+    denoiser = OnnxRuntimeDenoiser(product, threads=1)
+    first = denoiser(torch.ones(1, 1, 2, 2), torch.tensor([5]))
+    denoiser(torch.zeros(1, 1, 2, 2), torch.tensor([7]))
+    assert first.flatten().tolist() == [5, 5, 5, 5]
+
+
+def test_onnx_runtime_keeps_to_its_threads(product):
+    options = OnnxRuntimeDenoiser(product, threads=1).session.get_session_options()
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (1, 1)
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
+def test_pytorch_predicts_what_the_model_does_and_keeps_no_graph(small_teacher):
+    loaded = model_folder.load(small_teacher)
+    denoiser = PyTorchDenoiser(loaded.model, loaded.family)
+    inputs = loaded.family.example_inputs(loaded.model.config, 2)
+    prediction = denoiser(**inputs)
+    with torch.no_grad():
+        expected = loaded.model(inputs["sample"], inputs["timestep"]).sample
+    assert torch.equal(prediction, expected) and not prediction.requires_grad
+    assert (denoiser.backend, denoiser.device, denoiser.precision) == ("pytorch", "cpu", "fp32")
