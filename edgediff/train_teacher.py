@@ -107,7 +107,7 @@ def _from_config(kind: Any, config: Mapping[str, Any], key: str) -> Any:
     known = set(inspect.signature(kind.__init__).parameters) - {"self"}
     unknown = [name for name in config if name not in known and not name.startswith("_")]
     if unknown:
-        raise BadInputError(f"{key}.{unknown[0]}: unknown key of {kind.__name__}", nearest(unknown[0], known))
+        raise BadInputError("\n".join(f"{key}.{name}: unknown key, {nearest(name, known)}" for name in unknown))
     try:
         return kind.from_config(dict(config))
     except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:

@@ -201,7 +201,7 @@ def test_refusals(tiny, images):
         taylor(Scale(1.0), Probe(num_train_timesteps=3))
     flow = scheduler()
     flow.register_to_config(prediction_type="flow")
-    with pytest.raises(BadInputError, match="prediction type is unknown: flow"):
+    with pytest.raises(BadInputError, match="prediction type is not supported: flow"):
         importance_scores("taylor", tiny, UNET, x0=images, scheduler=flow)
 
 

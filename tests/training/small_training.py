@@ -1,0 +1,139 @@
+"""A training of milliseconds a step, and a script that is killed in it; run as a file by `test_kill_and_resume.py`."""
+
+import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from edgediff.artifacts import digest, sha256
+from edgediff.recipe import TrainingConfig
+from edgediff.training import checkpoint
+from edgediff.training.loop import TrainingResult, train
+
+STEPS = 40
+CONFIG = TrainingConfig(
+    steps=STEPS, batch_size=8, learning_rate=1e-2, warmup_steps=3, ema_decay=0.9, checkpoint_every=4, seed=5
+)
+
+
+def make_model(width: int = 16) -> nn.Module:
+    """A network with every kind of state: parameters, a buffer, and dropout, which draws random numbers."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, width), nn.BatchNorm1d(width), nn.Dropout(0.2), nn.Linear(width, 4))
+
+
+class Regression:
+    """Learn a fixed linear map from random inputs; `before(step)` is called in the middle of every step."""
+
+    def __init__(self, model: nn.Module, before=lambda step: None) -> None:
+        self.model, self.before = model, before
+
+    def __call__(self, step, generator):
+        self.before(step)
+        inputs = torch.randn(CONFIG.batch_size, 4, generator=generator)
+        loss = ((self.model(inputs) - inputs.flip(1)) ** 2).mean()
+        return loss, {"largest_input": float(inputs.max())}
+
+
+def run(
+    folder: Path,
+    *,
+    config: TrainingConfig = CONFIG,
+    resume: bool = False,
+    before=lambda step: None,
+    identity: str = "inputs",
+    model: nn.Module | None = None,
+    on_step=lambda record: None,
+) -> tuple[nn.Module, TrainingResult]:
+    """Train in `folder`; return the model with its averaged weights, and the result."""
+    model = make_model() if model is None else model
+    result = train(
+        model,
+        Regression(model, before),
+        config,
+        checkpoints=folder / "checkpoints",
+        log=folder / "train.jsonl",
+        identity=identity,
+        resume=resume,
+        on_step=on_step,
+    )
+    return model, result
+
+
+def weights(model: nn.Module) -> str:
+    """A digest of every weight and buffer, to the last bit."""
+    return digest({name: value.tolist() for name, value in model.state_dict().items()})
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _die_at_flush(number: int) -> None:
+    """Die in the next `number`th flush to disk: of the log, of the new state before its rename, of the folder after."""
+    real, left = os.fsync, iter(range(number - 1, -1, -1))
+
+    def fsync(descriptor: int) -> None:
+        if next(left) == 0:
+            _die()
+        real(descriptor)
+
+    os.fsync = fsync
+
+
+def _die_in_step(last: int) -> dict:
+    return {"before": lambda step: _die() if step == last else None}
+
+
+def _die_after(seconds: float) -> dict:
+    threading.Timer(seconds, _die).start()
+    return {"before": lambda step: threading.Event().wait(0.005)}
+
+
+# Three random moments, and the three around the rename of a state that any change of the order of writing would hit.
+MOMENTS = {
+    "in a step between two states": lambda: _die_in_step(6),
+    "log written, state not": lambda: _die_at_flush(4) or {},
+    "new state written, not yet renamed": lambda: _die_at_flush(5) or {},
+    "new state renamed, folder not flushed": lambda: _die_at_flush(6) or {},
+    "at any time": lambda: _die_after(0.02 + 0.06 * int.from_bytes(os.urandom(1)) / 255),
+}
+
+
+def main(folder: Path) -> None:
+    """Be killed at every moment in turn, one resumed process each, then finish; print what the test compares."""
+    deaths = {}
+    for name, prepare in MOMENTS.items():
+        child = os.fork()  # one import of torch for all of them
+        if child == 0:
+            run(folder, resume=True, **prepare())
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        state = folder / "checkpoints" / checkpoint.FILE_NAME
+        deaths[name] = {
+            "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else None,
+            "step": checkpoint.read_facts(state)["step"],
+            "left_over": len(list((folder / "checkpoints").glob("*.tmp")) + list(state.parent.glob(".*.tmp"))),
+        }
+    model, result = run(folder, resume=True)
+    state = folder / "checkpoints" / checkpoint.FILE_NAME
+    print(
+        json.dumps(
+            {
+                "deaths": deaths,
+                "resumed_at": result.resumed_at,
+                "weights": weights(model),
+                "log": sha256(folder / "train.jsonl"),
+                "files": sorted(os.listdir(state.parent)),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
