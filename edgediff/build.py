@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from edgediff import model_folder
 from edgediff.artifacts import (
     atomic_folder,
     content_hash,
@@ -18,7 +19,6 @@ from edgediff.artifacts import (
 from edgediff.backends import availability
 from edgediff.backends.tensorrt import build_engine, library
 from edgediff.errors import BadInputError
-from edgediff.model_folder import WEIGHTS
 from edgediff.output import Output
 from edgediff.recipe import Recipe
 from edgediff.results import Build
@@ -60,8 +60,8 @@ def _check_export(run: Run) -> None:
     exported = run.onnx("student")
     if not (exported / "manifest.json").is_file():
         raise BadInputError(f"nothing to build from: `{exported}`", f"run `edgediff export {run.path}` first")
-    weights = run.student / "unet" / WEIGHTS
-    if weights.is_file() and verify(exported)["inputs"]["weights"] != sha256(weights):
+    made_from = verify(exported)["inputs"]["weights"]
+    if run.student.is_dir() and made_from != model_folder.load(run.student).sha256:
         raise BadInputError(
             f"exported before the student that stands there now: `{exported}`",
             f"run `edgediff export {run.path}` again",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from edgediff import data, model_folder, teacher
 from edgediff.artifacts import atomic_folder, content_hash, digest, read_json, up_to_date, write_manifest
+from edgediff.backends import best_device
 from edgediff.data.images import Images
 from edgediff.data.order import batch_indices
 from edgediff.diffusion.noising import antithetic_timesteps, prediction_target
@@ -35,6 +36,7 @@ class Distillation:
         """Take both models as loaded; the teacher is only read, and not at all with `kd: none`."""
         self.student, self.teacher, self.images, self.config = student, teacher, images, config
         self.kd = KD[config.kd]
+        self.device = next(student.model.parameters()).device
 
     def __call__(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Return the loss of training step `step` and its parts, for `training.loop.train`."""
@@ -45,9 +47,10 @@ class Distillation:
             batch_size=config.training.batch_size,
             seed=config.training.seed,
         )
-        x0 = self.images.batch(indices)
-        noise = torch.randn(x0.shape, generator=generator)
-        timestep = antithetic_timesteps(len(x0), scheduler.config.num_train_timesteps, generator)
+        x0 = self.images.batch(indices).to(self.device)
+        # Drawn on the CPU wherever the models are, so that a seed means the same batch on every device.
+        noise = torch.randn(x0.shape, generator=generator).to(self.device)
+        timestep = antithetic_timesteps(len(x0), scheduler.config.num_train_timesteps, generator).to(self.device)
         sample = scheduler.add_noise(x0, noise, timestep)
         prediction = self.student.family.prediction(self.student.model, sample, timestep)
         target = prediction_target(scheduler, x0, noise, timestep)
@@ -84,6 +87,8 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
     small = model_folder.load(run.pruned)
     settings = recipe.distill.training
     output.stage("distill", f"kd {recipe.distill.kd}, {settings.steps} steps of {settings.batch_size}")
+    for loaded in (small, big):
+        loaded.model.to(best_device())
     objective = Distillation(small, big, images, recipe.distill)
     state = run.checkpoints / checkpoint.FILE_NAME
     done = checkpoint.read_facts(state)["step"] if resume and state.exists() else 0

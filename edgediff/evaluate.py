@@ -10,6 +10,7 @@ from torch import Tensor
 
 from edgediff import data, model_folder, teacher
 from edgediff.artifacts import atomic_file, content_hash, read_result, result_up_to_date, write_result
+from edgediff.backends import best_device
 from edgediff.backends.onnxruntime import OnnxRuntimeDenoiser
 from edgediff.backends.pytorch import PyTorchDenoiser
 from edgediff.data.images import Images
@@ -30,7 +31,8 @@ ERROR_MAP_TIMESTEPS, ERROR_MAP_IMAGES = 8, 64
 def evaluate(run: Run, recipe: Recipe, output: Output) -> Quality:
     """Write `run.quality`, the first images of every role, and the error map of the student.
 
-    Images come from ONNX Runtime where the role was exported, otherwise from PyTorch; the row says which.
+    Images come from PyTorch on a GPU, else from ONNX Runtime where the role was exported, else from PyTorch; the row
+    says which.
     """
     folders = {"teacher": teacher.resolve(recipe.teacher).folder, "pruned": run.pruned, "student": run.student}
     for role, folder in folders.items():
@@ -85,12 +87,13 @@ def error_map(teacher: Loaded, student: Loaded, images: Images) -> dict[str, Ten
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
     last = teacher.scheduler.config.num_train_timesteps - 1
     timesteps = torch.linspace(0, last, ERROR_MAP_TIMESTEPS).long()
+    denoisers = [PyTorchDenoiser(model.model, model.family, best_device()) for model in (teacher, student)]
     maps = []
     for timestep in timesteps:
         at = timestep.expand(len(x0))
         sample = teacher.scheduler.add_noise(x0, noise, at)
-        predictions = [model.family.prediction(model.model, sample, at) for model in (teacher, student)]
-        maps.append((predictions[0] - predictions[1]).square().mean(dim=(0, 1)))
+        expected, predicted = (denoiser(sample, at) for denoiser in denoisers)
+        maps.append((predicted - expected).square().mean(dim=(0, 1)))
     return {"timesteps": timesteps, "squared_error": torch.stack(maps)}
 
 
@@ -121,9 +124,9 @@ def _exported(run: Run, role: Role) -> bool:
 
 
 def _denoiser(run: Run, role: Role, loaded: Loaded) -> Denoiser:
-    if _exported(run, role):
+    if best_device() == "cpu" and _exported(run, role):
         return OnnxRuntimeDenoiser(run.onnx(role) / "model.onnx")
-    return PyTorchDenoiser(loaded.model, loaded.family)
+    return PyTorchDenoiser(loaded.model, loaded.family, best_device())
 
 
 def _save(path: Path, tensors: dict[str, Tensor]) -> None:

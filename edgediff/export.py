@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from edgediff import model_folder, teacher
-from edgediff.artifacts import MANIFEST, atomic_folder, read_json, up_to_date, verify, write_json, write_manifest
+from edgediff.artifacts import atomic_folder, read_json, up_to_date, write_json, write_manifest
 from edgediff.backends.onnxruntime import OnnxRuntimeDenoiser
 from edgediff.backends.pytorch import PyTorchDenoiser
 from edgediff.diffusion.denoiser import Denoiser
@@ -45,8 +45,6 @@ def export(run: Run, recipe: Recipe, role: Role, output: Output) -> Parity:
     source = teacher.resolve(recipe.teacher).folder if role == "teacher" else run.path / role
     if not source.is_dir():
         raise BadInputError(f"nothing to export: `{source}`", f"run `edgediff {VERBS[role]} {run.path}` first")
-    if (source / MANIFEST).is_file():
-        verify(source)
     loaded = model_folder.load(source)
     folder = run.onnx(role)
     config = {"export": recipe.export.model_dump(mode="json")}

@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from edgediff import data, model_folder
+from edgediff.backends import best_device
 from edgediff.backends.pytorch import PyTorchDenoiser
 from edgediff.metrics.cost import macs, parameter_count
 from edgediff.metrics.features import efficientnet_lite0
@@ -28,7 +29,9 @@ def write_card(folder: Path, recipe: TeacherRecipe, log: Path, output: Output) -
     reference = data.load(recipe.data, "test", shape=loaded.sample_shape)
     training = data.load(recipe.data, "train", shape=loaded.sample_shape)
     real = real_images(reference, training, extractor, recipe.evaluate.num_images, output)
-    drawn = draw(PyTorchDenoiser(loaded.model, loaded.family), loaded, recipe.evaluate, output, "teacher")
+    drawn = draw(
+        PyTorchDenoiser(loaded.model, loaded.family, best_device()), loaded, recipe.evaluate, output, "teacher"
+    )
     quality = Quality(
         profile=profile(real, extractor, recipe.evaluate),
         rows=[floor_row(real), model_row("teacher", drawn, real, extractor)],

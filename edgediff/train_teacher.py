@@ -13,6 +13,7 @@ from torch import Tensor
 
 from edgediff import data, families, model_folder
 from edgediff.artifacts import atomic_folder, digest, up_to_date, write_manifest
+from edgediff.backends import best_device
 from edgediff.data.images import Images
 from edgediff.data.order import batch_indices
 from edgediff.diffusion.noising import antithetic_timesteps, prediction_target
@@ -35,13 +36,16 @@ class Denoising:
         """Take what a step needs; every draw comes from the config's seed and the step."""
         self.model, self.family, self.scheduler, self.images = model, family, scheduler, images
         self.batch_size, self.seed = config.batch_size, config.seed
+        self.device = next(model.parameters()).device
 
     def __call__(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Return the loss of training step `step`, for `training.loop.train`."""
         indices = batch_indices(step, num_images=len(self.images), batch_size=self.batch_size, seed=self.seed)
-        x0 = self.images.batch(indices)
-        noise = torch.randn(x0.shape, generator=generator)
+        x0 = self.images.batch(indices).to(self.device)
+        # Drawn on the CPU wherever the model is, so that a seed means the same batch on every device.
+        noise = torch.randn(x0.shape, generator=generator).to(self.device)
         timestep = antithetic_timesteps(self.batch_size, self.scheduler.config.num_train_timesteps, generator)
+        timestep = timestep.to(self.device)
         prediction = self.family.prediction(self.model, self.scheduler.add_noise(x0, noise, timestep), timestep)
         target = prediction_target(self.scheduler, x0, noise, timestep)
         return diffusion(prediction, target, reduction="mean"), {}
@@ -57,7 +61,7 @@ def train_teacher(recipe: TeacherRecipe, out: Path, output: Output, *, resume: b
     folder = out / "teacher"
     family = families.of(recipe.model.class_name)
     torch.manual_seed(recipe.training.seed)
-    model = _from_config(family.model_class, recipe.model.config, "model.config")
+    model = _from_config(family.model_class, recipe.model.config, "model.config").to(best_device())
     scheduler = _from_config(DDPMScheduler, recipe.scheduler, "scheduler")
     model_folder.check_scheduler(scheduler)
     _, channels, height, width = family.example_inputs(model.config)["sample"].shape

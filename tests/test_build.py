@@ -6,13 +6,15 @@ import threading
 import numpy as np
 import onnx
 import pytest
+import torch
+from diffusers import DDPMScheduler, UNet2DModel
 from onnx import TensorProto, helper
 
+from edgediff import model_folder
 from edgediff.artifacts import sha256, verify, write_manifest
 from edgediff.backends.tensorrt import build_engine
 from edgediff.build import build
 from edgediff.errors import BadInputError, CorruptArtifactError, StageFailedError
-from edgediff.model_folder import WEIGHTS
 from edgediff.run import Run
 
 
@@ -48,17 +50,31 @@ def recipe(small_recipe):
 def run(tmp_path):
     """A run that holds an exported student."""
     run = Run(tmp_path / "run")
-    weights = run.student / "unet" / WEIGHTS
-    weights.parent.mkdir(parents=True)
-    weights.write_bytes(b"weights")
+    distill(run, seed=0)
     export(run, "Tanh")
     return run
+
+
+def distill(run, seed):
+    torch.manual_seed(seed)
+    model = UNet2DModel(
+        sample_size=4,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(4,),
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        layers_per_block=1,
+        norm_num_groups=2,
+        add_attention=False,
+    )
+    model_folder.save(run.student, model, DDPMScheduler())
 
 
 def export(run, *operators):
     run.onnx("student").mkdir(parents=True, exist_ok=True)
     write_graph(run.onnx("student") / "model.onnx", *operators)
-    weights = sha256(run.student / "unet" / WEIGHTS)
+    weights = model_folder.load(run.student).sha256
     write_manifest(run.onnx("student"), stage="export", config={}, inputs={"weights": weights})
 
 
@@ -96,7 +112,7 @@ def test_a_damaged_graph_is_not_built_from(run, recipe, quiet):
 
 
 def test_an_export_of_an_earlier_student_is_not_built_from(run, recipe, quiet):
-    (run.student / "unet" / WEIGHTS).write_bytes(b"distilled again")
+    distill(run, seed=1)
     with pytest.raises(BadInputError, match="exported before the student") as caught:
         build(run, recipe, quiet)
     assert f"edgediff export {run.path}" in caught.value.hint

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 from importlib import metadata
+from typing import Literal
 
 DISTRIBUTIONS = {
     "pytorch": ("torch", "torch"),
@@ -33,6 +34,11 @@ def has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+def best_device() -> Literal["cpu", "cuda"]:
+    """Return where models are trained and images are drawn: the GPU where there is one."""
+    return "cuda" if has_gpu() else "cpu"
 
 
 def installed_builders() -> list[str]:
