@@ -6,6 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
@@ -100,13 +101,17 @@ def latency_bars(latency: Latency) -> bytes:
 
 
 def error_maps(timesteps: NDArray[np.int64], squared_error: NDArray[np.float32]) -> bytes:
-    """Return where the student's prediction differs from the teacher's, one map (H, W) a timestep, as SVG."""
+    """Return where the student's prediction differs from the teacher's, one map (H, W) a timestep, as SVG.
+
+    The colours are logarithmic over four decades: errors at low noise are hundreds of times those at high noise.
+    """
     count = len(timesteps)
     figure = Figure(figsize=(10, 2.1), layout="constrained")
     axes = figure.subplots(1, count, squeeze=False)[0]
     largest = float(squared_error.max()) or 1.0
+    scale = LogNorm(vmin=largest / 1e4, vmax=largest)
     for axis, timestep, values in zip(axes, timesteps, squared_error, strict=True):
-        image = axis.imshow(values, cmap="magma", vmin=0, vmax=largest, interpolation="nearest")
+        image = axis.imshow(values.clip(scale.vmin), cmap="magma", norm=scale, interpolation="nearest")
         axis.set_title(f"t = {timestep}", fontsize=8)
         axis.set_xlabel(f"mean {values.mean():.2g}", fontsize=8)
         axis.set(xticks=[], yticks=[])
