@@ -3,8 +3,14 @@
 import errno
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from edgediff import artifacts
 from edgediff.artifacts import (
@@ -87,6 +93,34 @@ def test_damage_is_found_and_named(tmp_path, damage):
     assert "run the stage again" in caught.value.hint
 
 
+def test_damage_never_enters_the_hash_of_a_folder(tmp_path):
+    folder = make(tmp_path / "folder")
+    (folder / "sub" / "file.txt").write_text("contenT")
+    with pytest.raises(CorruptArtifactError, match=r"file\.txt"):
+        content_hash(folder)
+    verify(folder, "elsewhere")  # only the named parts are read
+
+
+@pytest.mark.parametrize("content", ["[]", "{", "{}", '{"files": 3}'])
+def test_a_manifest_that_is_none(tmp_path, content):
+    folder = make(tmp_path / "folder")
+    (folder / "manifest.json").write_text(content)
+    with pytest.raises(CorruptArtifactError, match=r"manifest\.json") as caught:
+        verify(folder)
+    assert "delete" in caught.value.hint
+
+
+def test_the_same_content_has_the_same_hash_wherever_and_whenever(tmp_path):
+    assert content_hash(make(tmp_path / "one")) == content_hash(make(tmp_path / "two"))
+
+
+def test_a_clone_records_its_commit():
+    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    if done.returncode:
+        pytest.skip("not in a clone with commits")
+    assert artifacts.made()["commit"].removesuffix("+changes") == done.stdout.strip()
+
+
 def test_a_result_file_carries_its_description(tmp_path):
     path = tmp_path / "latency.json"
     write_result(path, {"rows": [1]}, **DESCRIPTION)
@@ -117,6 +151,47 @@ def test_a_full_disk_names_the_path_and_keeps_the_last_good_artefact(tiny_disk):
     assert "free some space" in caught.value.hint
     verify(folder)
     assert names(tiny_disk) == ["student"]
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: path.write_bytes(os.urandom(1_000_000)),
+        lambda path: save_file({"weight": torch.zeros(250_000)}, path),
+        lambda path: np.zeros(250_000, dtype=np.float32).tofile(path),
+    ],
+    ids=["python", "safetensors", "numpy"],
+)
+def test_a_full_disk_is_known_whoever_writes(tiny_disk, write):
+    (tiny_disk / "state").write_text("old")
+    with (
+        pytest.raises(StageFailedError, match=r"no space left while writing: .*state"),
+        atomic_file(tiny_disk / "state") as temporary,
+    ):
+        write(temporary)
+    assert (tiny_disk / "state").read_text() == "old"
+    assert names(tiny_disk) == ["state"]
+
+
+def test_other_errors_of_a_writer_are_not_called_a_full_disk(tmp_path):
+    with pytest.raises(PermissionError), atomic_file(tmp_path / "file"):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def test_what_killed_writers_left_goes_with_the_next_write(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    living = os.getppid()
+    for pid in (dead.pid, living):
+        (tmp_path / f".folder.{pid}.tmp").mkdir()
+        (tmp_path / f".folder.{pid}.tmp" / "half").write_text("")
+        (tmp_path / f".file.{pid}.tmp").write_text("half")
+    (tmp_path / f".folder.{dead.pid}.old").mkdir()
+    (tmp_path / f".folder2.{dead.pid}.tmp").mkdir()  # somebody else's
+    make(tmp_path / "folder")
+    write_json(tmp_path / "file", {})
+    expected = ["file", "folder", f".file.{living}.tmp", f".folder.{living}.tmp", f".folder2.{dead.pid}.tmp"]
+    assert names(tmp_path) == sorted(expected)
 
 
 def test_a_full_disk_while_writing_a_file(tmp_path, monkeypatch):

@@ -200,8 +200,9 @@ def test_ctrl_c_says_how_to_go_on(small_teacher, tmp_path):
     command = [sys.executable, "-m", "edgediff", "prune", "--teacher", str(small_teacher), "--ratio", "0.5"]
     command += ["--out", str(tmp_path / "run"), "prune.importance=diff_pruning", "prune.num_images=64"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
-    while not (tmp_path / "run" / "recipe.yaml").exists() and process.poll() is None:
-        time.sleep(0.05)
+    said = ""
+    while "scoring channels" not in said and process.poll() is None:
+        said += process.stderr.readline()
     time.sleep(1.0)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from edgediff import model_folder
+from edgediff.artifacts import write_manifest
 from edgediff.errors import BadInputError, CorruptArtifactError, EdgeDiffError
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -90,6 +91,65 @@ def test_an_unsupported_class(folder):
     path = folder / "unet" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "_class_name": "UNet1DModel"}))
     assert "UNet1DModel" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"layers_per_block": "two"}, {"down_block_types": ["NoBlock2D"]}, {"norm_num_groups": 5}, {"in_channels": None}],
+)
+def test_a_config_that_makes_no_model(folder, change):
+    path = folder / "unet" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    assert "do not fit each other" in refused(folder, CorruptArtifactError)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", ""])
+def test_configs_that_are_no_objects(folder, content):
+    for config in ("scheduler/scheduler_config.json", "unet/config.json"):
+        (folder / config).write_text(content)
+        assert config in refused(folder, CorruptArtifactError)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"prediction_type": "flow_prediction"}, "flow_prediction hint: supported: epsilon"),
+        ({"beta_schedule": "wavy"}, "wavy"),
+        ({"num_train_timesteps": "many"}, "scheduler_config.json"),
+    ],
+)
+def test_a_scheduler_that_cannot_be_used(folder, change, said):
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    assert said in refused(folder)
+
+
+def test_the_scheduler_of_a_sampler_is_the_same_noise_schedule(folder):
+    path = folder / "scheduler" / "scheduler_config.json"
+    config = {"_class_name": "DDIMScheduler", "num_train_timesteps": 500, "prediction_type": "v_prediction"}
+    path.write_text(json.dumps(config))
+    scheduler = model_folder.load(folder).scheduler
+    assert (scheduler.config.num_train_timesteps, scheduler.config.prediction_type) == (500, "v_prediction")
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "unet/config.json", "scheduler/scheduler_config.json"])
+def test_the_hash_follows_everything_that_is_read(folder, name):
+    before = model_folder.load(folder).sha256
+    if name == WEIGHTS:
+        values = load_file(folder / WEIGHTS)
+        save_file({key: value + 1 for key, value in values.items()}, folder / WEIGHTS)
+    else:
+        value = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**value, "note": "harmless"}))
+    assert model_folder.load(folder).sha256 != before
+
+
+def test_a_flipped_bit_is_found_where_there_is_a_manifest(folder):
+    write_manifest(folder, stage="prune", config={}, inputs={})
+    content = bytearray((folder / WEIGHTS).read_bytes())
+    content[-1] ^= 1
+    (folder / WEIGHTS).write_bytes(content)
+    assert WEIGHTS in refused(folder, CorruptArtifactError)
 
 
 def test_a_saved_folder_loads_where_edgediff_cannot_be_imported(folder):

@@ -1,5 +1,8 @@
 """The verb `teacher train`, and what a name of a teacher means."""
 
+import re
+import shutil
+
 import pytest
 import yaml
 from conftest import SMALL_UNET
@@ -71,6 +74,35 @@ def test_resuming_ends_with_the_same_weights(recipe, quiet, tmp_path):
     resumed = train_teacher(of(4), tmp_path / "halves", quiet, resume=True)
     assert read_json(resumed / "manifest.json")["resumed_at"] == [2]
     assert sha256(resumed / WEIGHTS) == sha256(straight / WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "said"),
+    [
+        ("scheduler", {"beta_schedul": "linear"}, "scheduler.beta_schedul: unknown key, did you mean: beta_schedule"),
+        ("scheduler", {"beta_schedule": "wavy"}, "scheduler: DDPMScheduler refuses it: wavy"),
+        ("scheduler", {"prediction_type": "flow"}, "prediction type is not supported: flow"),
+        ("model", {"sampel_size": 28}, "model.config.sampel_size: unknown key, did you mean: sample_size"),
+        ("model", {"block_out_channels": [16]}, "model.config: UNet2DModel refuses it"),
+        ("model", {"in_channels": 2, "out_channels": 2}, "2 channels"),
+    ],
+)
+def test_what_diffusers_would_pass_over_is_refused(recipe, quiet, tmp_path, section, values, said):
+    old = recipe.model.config if section == "model" else recipe.scheduler
+    new = {**old, **values}
+    changed = {"model": recipe.model.model_copy(update={"config": new})} if section == "model" else {section: new}
+    with pytest.raises(BadInputError, match=re.escape(said)):
+        train_teacher(recipe.model_copy(update=changed), tmp_path / "out", quiet, resume=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_that_the_card_will_lack_are_missed_before_the_training(recipe, photos, quiet, tmp_path):
+    shutil.copytree(photos / "train", tmp_path / "photos" / "train")
+    (tmp_path / "photos" / "test").mkdir()
+    without = recipe.model_copy(update={"data": recipe.data.model_copy(update={"name": str(tmp_path / "photos")})})
+    with pytest.raises(BadInputError, match="no images"):
+        train_teacher(without, tmp_path / "out", quiet, resume=False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_name_or_a_folder_is_a_teacher(trained, monkeypatch):

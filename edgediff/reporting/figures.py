@@ -1,36 +1,90 @@
-"""Figures as bytes: image grids as PNG, charts as SVG."""
+"""Figures as bytes: images and maps as PNG at their own size, charts as SVG for light and for dark pages."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgediff.results import Latency
+from edgediff.results import LatencyRow
 
-COLOURS = {"teacher": "#5b6770", "pruned": "#d08c3f", "student": "#1f77b4"}
 SMOOTHED = 50  # points of a curve that a reader can tell apart
+RAW_POINTS = 400  # of the unsmoothed curve behind it; more would only make the file larger
 GAP = 2  # pixels between the images of a grid
+DECADES = 4  # the lowest colour of an error map stands for this many powers of ten below the largest error
+
+LogLine = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Theme:
+    """The colours of a chart on one kind of page."""
+
+    ink: str
+    soft: str
+    roles: Mapping[str, str]
+    lines: tuple[str, ...]
+
+
+LIGHT = Theme(
+    ink="#1b2126",
+    soft="#77838c",
+    roles={"teacher": "#5b6770", "pruned": "#c17a26", "student": "#1f6fb2"},
+    lines=("#1f6fb2", "#c17a26", "#2f8f5b", "#5b6770"),
+)
+DARK = Theme(
+    ink="#e8ebed",
+    soft="#8b98a2",
+    roles={"teacher": "#9aa7b0", "pruned": "#e0a45c", "student": "#6db3e8"},
+    lines=("#6db3e8", "#e0a45c", "#6fce9a", "#9aa7b0"),
+)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart as SVG, drawn twice on a transparent ground."""
+
+    light: bytes
+    dark: bytes
 
 
 def grid(pixels: NDArray[np.uint8], columns: int) -> bytes:
-    """Return images (N, C, H, W) uint8 as one PNG, row by row, at their own size; C is 1 or 3."""
+    """Return images (N, C, H, W) uint8 as one PNG, row by row, at their own size, with clear gaps; C is 1 or 3."""
     count, channels, height, width = pixels.shape
     rows = -(-count // columns)
-    shape = (rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3)
-    canvas = np.full(shape, 255, dtype=np.uint8)
+    canvas = np.zeros((rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 4), dtype=np.uint8)
     for index, image in enumerate(pixels):
         top, left = (index // columns) * (height + GAP), (index % columns) * (width + GAP)
         colour = np.broadcast_to(image, (3, height, width)) if channels == 1 else image
-        canvas[top : top + height, left : left + width] = colour.transpose(1, 2, 0)
-    buffer = io.BytesIO()
-    Image.fromarray(canvas).save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
+        place = canvas[top : top + height, left : left + width]
+        place[..., :3], place[..., 3] = colour.transpose(1, 2, 0), 255
+    return _png(canvas)
+
+
+def error_range(squared_error: NDArray[np.float32]) -> tuple[float, float]:
+    """Return the errors (smallest, largest) that the ends of the maps' colour scale stand for, both above 0."""
+    largest = float(squared_error.max()) or 1.0
+    return max(float(squared_error.min()), largest * 10.0**-DECADES) * (1 - 1e-6), largest
+
+
+def error_map(squared_error: NDArray[np.float32], low: float, high: float) -> bytes:
+    """Return a map (H, W) of squared errors as PNG, one pixel an element, coloured on a logarithmic scale."""
+    shares = LogNorm(low, high, clip=True)(np.maximum(squared_error, low))
+    return _png(matplotlib.colormaps["magma"](shares, bytes=True)[..., :3])
+
+
+def error_key(low: float, high: float) -> bytes:
+    """Return the colours of `error_map` from the smallest to the largest error, as a PNG of one row."""
+    return error_map(np.geomspace(low, high, 256, dtype=np.float32)[None], low, high)
 
 
 def smoothed(values: Sequence[float], points: int = SMOOTHED) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -41,91 +95,103 @@ def smoothed(values: Sequence[float], points: int = SMOOTHED) -> tuple[NDArray[n
     return centres, np.array([part.mean() for part in parts])
 
 
-def training_curves(log: Sequence[Mapping[str, float]]) -> bytes:
-    """Return the loss terms (logarithmic) and, with distillation, the linear fit over the steps, as SVG."""
-    has_fit = "slope" in log[0]
-    figure = Figure(figsize=(10, 3.4), layout="constrained")
-    axes = figure.subplots(1, 2 if has_fit else 1, squeeze=False)[0]
-    for name, label in (("diffusion", "diffusion"), ("coarse", "coarse"), ("fine", "fine"), ("loss", "total")):
-        if name in log[0] and any(line[name] for line in log):
-            axes[0].plot(*smoothed([line[name] for line in log]), label=label)
-    axes[0].set(yscale="log", xlabel="training step", title="loss terms")
-    axes[0].legend(frameon=False, fontsize=8)
-    if has_fit:
-        for name in ("slope", "intercept", "fine_weight"):
-            axes[1].plot(*smoothed([line[name] for line in log]), label=name)
-        axes[1].axhline(1, color="#999", linewidth=0.7, linestyle=":")
-        axes[1].axhline(0, color="#999", linewidth=0.7, linestyle=":")
-        axes[1].set(xlabel="training step", title="linear fit (1, 0 is a perfect student) and fine weight")
-        axes[1].legend(frameon=False, fontsize=8)
-    return _svg(figure)
+def curves(
+    log: Sequence[LogLine], names: Mapping[str, str], *, logarithmic: bool, target: float | None = None
+) -> Chart:
+    """Return logged quantities over the training steps: each one raw, and smoothed over it.
 
-
-def loss_curve(log: Sequence[Mapping[str, float]]) -> bytes:
-    """Return the loss of a teacher's training over the steps, as SVG."""
-    figure = Figure(figsize=(7, 3), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(*smoothed([line["loss"] for line in log], 200), color=COLOURS["student"])
-    axes.set(yscale="log", xlabel="training step", ylabel="mean squared error")
-    return _svg(figure)
-
-
-def latency_bars(latency: Latency) -> bytes:
-    """Return p50 as bars with whiskers to p99, one panel a backend and batch size, as SVG."""
-    measured = [row for row in latency.rows if row.status == "measured"]
-    panels = list(dict.fromkeys((row.backend, row.device, row.batch_size) for row in measured))
-    figure = Figure(figsize=(10, 0.45 + 2.2 * -(-len(panels) // 2)), layout="constrained")
-    axes = figure.subplots(-(-len(panels) // 2), 2, squeeze=False).ravel()
-    for axis, panel in zip(axes, panels, strict=False):
-        rows = [row for row in measured if (row.backend, row.device, row.batch_size) == panel][::-1]
-        p50 = np.array([row.step_p50_ms or 0.0 for row in rows])
-        p99 = np.array([row.step_p99_ms or 0.0 for row in rows])
-        axis.barh(
-            [row.role for row in rows],
-            p50,
-            xerr=[np.zeros_like(p50), p99 - p50],
-            color=[COLOURS[row.role] for row in rows],
-            error_kw={"elinewidth": 1, "capsize": 3, "ecolor": "#333"},
-        )
-        for position, row in enumerate(rows):
-            speedup = f" · {row.speedup:.1f}x" if row.speedup and row.role != "teacher" else ""
-            axis.text(
-                p99[position] + 0.02 * p99.max(), position, f"{p50[position]:.3g} ms{speedup}", va="center", fontsize=8
-            )
-        axis.set_xlim(0, p99.max() * 1.35)
-        axis.set_title(f"{panel[0]} ({panel[1]}), batch {panel[2]}", fontsize=9, loc="left")
-        axis.tick_params(labelsize=8)
-    for axis in axes[len(panels) :]:
-        axis.remove()
-    return _svg(figure)
-
-
-def error_maps(timesteps: NDArray[np.int64], squared_error: NDArray[np.float32]) -> bytes:
-    """Return where the student's prediction differs from the teacher's, one map (H, W) a timestep, as SVG.
-
-    The colours are logarithmic over four decades: errors at low noise are hundreds of times those at high noise.
+    Args: names: quantity → its label; every line of the log has them.
+          target: where a perfect student's curve would lie.
     """
-    count = len(timesteps)
-    figure = Figure(figsize=(10, 2.1), layout="constrained")
-    axes = figure.subplots(1, count, squeeze=False)[0]
-    largest = float(squared_error.max()) or 1.0
-    scale = LogNorm(vmin=largest / 1e4, vmax=largest)
-    for axis, timestep, values in zip(axes, timesteps, squared_error, strict=True):
-        image = axis.imshow(values.clip(scale.vmin), cmap="magma", norm=scale, interpolation="nearest")
-        axis.set_title(f"t = {timestep}", fontsize=8)
-        axis.set_xlabel(f"mean {values.mean():.2g}", fontsize=8)
-        axis.set(xticks=[], yticks=[])
-    figure.colorbar(image, ax=axes, shrink=0.8).ax.tick_params(labelsize=7)
-    return _svg(figure)
+
+    def draw(figure: Figure, theme: Theme) -> None:
+        axes = figure.subplots()
+        for colour, (name, label) in zip(theme.lines, names.items(), strict=False):
+            values = [line[name] for line in log]
+            every = -(-len(values) // RAW_POINTS)
+            axes.plot(range(1, len(values) + 1, every), values[::every], color=colour, linewidth=0.6, alpha=0.35)
+            axes.plot(*smoothed(values), color=colour, linewidth=1.8, label=label)
+        if target is not None:
+            axes.axhline(target, color=theme.soft, linewidth=0.8, linestyle=":")
+        if logarithmic:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_locator(NullLocator())
+        axes.set_xlabel("training step")
+        if len(names) > 1:
+            figure.legend(frameon=False, loc="outside upper left", ncols=len(names))
+
+    return _chart(draw, width=5.2, height=2.9)
 
 
-def _svg(figure: Figure) -> bytes:
-    for axis in figure.axes:
-        axis.spines[["top", "right"]].set_visible(False)
+def loss_curve(log: Sequence[LogLine]) -> bytes:
+    """Return the loss of a teacher's training over the steps, as SVG on white."""
+
+    def draw(figure: Figure, theme: Theme) -> None:
+        figure.set_facecolor("white")
+        axes = figure.subplots()
+        axes.plot(*smoothed([line["loss"] for line in log], 200), color=theme.lines[0])
+        axes.set(yscale="log", xlabel="training step", ylabel="mean squared error")
+
+    return _svg(draw, LIGHT, width=7, height=3)
+
+
+def latency_bars(rows: Sequence[LatencyRow]) -> Chart:
+    """Return the measured rows of one backend and batch size: p50 as bars, whiskers with marks at p90 and p99."""
+    p50, p90, p99 = (
+        np.array([getattr(row, name) for row in rows], dtype=np.float64)
+        for name in ("step_p50_ms", "step_p90_ms", "step_p99_ms")
+    )
+
+    def draw(figure: Figure, theme: Theme) -> None:
+        axes = figure.subplots()
+        places = np.arange(len(rows))[::-1]
+        axes.barh(places, p50, height=0.62, color=[theme.roles[row.role] for row in rows])
+        axes.hlines(places, p50, p99, color=theme.ink, linewidth=1)
+        for ends, height in ((p90, 0.16), (p99, 0.28)):
+            axes.vlines(ends, places - height / 2, places + height / 2, color=theme.ink, linewidth=1)
+        for place, row, middle, end in zip(places, rows, p50, p99, strict=True):
+            speedup = f", {row.speedup:.1f}×" if row.speedup and row.role != "teacher" else ""
+            axes.text(end + 0.02 * p99.max(), place, f"{middle:.3g} ms{speedup}", va="center")
+        axes.set(xlim=(0, p99.max() * 1.45), yticks=places, yticklabels=[row.role for row in rows], xlabel="ms a step")
+        axes.tick_params(axis="y", length=0)
+
+    return _chart(draw, width=5.2, height=0.9 + 0.36 * len(rows))
+
+
+def _chart(draw: Callable[[Figure, Theme], None], width: float, height: float) -> Chart:
+    return Chart(*(_svg(draw, theme, width, height) for theme in (LIGHT, DARK)))
+
+
+def _svg(draw: Callable[[Figure, Theme], None], theme: Theme, width: float, height: float) -> bytes:
+    """Return what `draw` puts on a figure of this size in inches.
+
+    Text stays text, so that a page's figures are sharp and small; no date and a fixed salt: the same figures give the
+    same bytes.
+    """
+    style: dict[Any, Any] = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "edgediff",
+        "font.family": "sans-serif",
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.facecolor": "none",
+        "figure.facecolor": "none",
+        "axes.edgecolor": theme.soft,
+        **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), theme.ink),
+        **dict.fromkeys(("xtick.color", "ytick.color"), theme.soft),
+    }
     buffer = io.BytesIO()
-    # No date and a fixed salt: the same figures give the same bytes.
-    import matplotlib
-
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "edgediff", "font.family": "sans-serif"}):
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        draw(figure, theme)
         figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def _png(canvas: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(canvas).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

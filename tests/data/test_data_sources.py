@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from edgediff import data
-from edgediff.data import fashion_mnist
+from edgediff.artifacts import sha256
+from edgediff.data import fashion_mnist, image_folder
 from edgediff.data.fashion_mnist import packaged_folder, read_idx
 from edgediff.data.order import batch_indices, step_generator
 from edgediff.errors import BadInputError, CorruptArtifactError
@@ -41,6 +42,13 @@ def test_the_packaged_subset_is_the_start_of_the_full_set():
 
 def test_the_subset_has_a_name_of_its_own():
     assert len(data.load(DataConfig(name="fashion-mnist-20k"), "train", shape=SHAPE)) == 20_000
+
+
+def test_the_readme_of_the_subset_has_its_hashes():
+    rows = [line.split("|")[1:3] for line in (packaged_folder() / "README.md").read_text().splitlines()]
+    written = {name.strip(): digest.strip() for name, digest in (row for row in rows if len(row) == 2)}
+    for path in packaged_folder().glob("*.gz"):
+        assert written[path.name] == sha256(path)
 
 
 def test_without_a_folder_some_source_is_found():
@@ -91,6 +99,14 @@ def test_a_truncated_gzip_file_is_named(tmp_path):
         read_idx(path, 3)
 
 
+def test_a_damaged_gzip_file_is_named(tmp_path):
+    packed = bytearray(gzip.compress(idx(np.random.default_rng(0).integers(0, 256, (2, 30, 40)))))
+    packed[20] ^= 255  # inside the compressed stream
+    (tmp_path / "packed.gz").write_bytes(packed)
+    with pytest.raises(CorruptArtifactError, match=r"packed\.gz"):
+        read_idx(tmp_path / "packed.gz", 3)
+
+
 @pytest.fixture
 def photos(tmp_path):
     """Forty images of several sizes and kinds, the left half black and the right half white."""
@@ -118,8 +134,67 @@ def test_the_splits_of_a_folder_are_disjoint_and_stable(photos):
     assert not set(train.paths) & set(test.paths)
     Image.new("L", (9, 9)).save(photos / "one_more.png")
     grown = data.load(config, "train", shape=(1, 8, 8))
-    assert set(train.paths) <= set(grown.paths) | {photos / "one_more.png"}
-    assert grown.sha256 != train.sha256 or len(grown) == len(train)
+    assert set(grown.paths) - {photos / "one_more.png"} == set(train.paths)
+
+
+def test_the_hash_of_a_folder_follows_names_and_contents(photos):
+    def content():
+        return data.load(DataConfig(name=str(photos)), "train", shape=(1, 8, 8)).sha256
+
+    first = content()
+    path = data.load(DataConfig(name=str(photos)), "train", shape=(3, 8, 8)).paths[0]
+    pixels = path.read_bytes()
+    path.write_bytes(pixels + b"\0")
+    changed = content()
+    path.write_bytes(pixels)
+    assert content() == first != changed
+    path.unlink()
+    assert content() not in (first, changed)
+
+
+def test_images_are_seen_as_a_viewer_shows_them(tmp_path):
+    """Turned upright by the camera's note, cropped around the centre, antialiased, grey by luma."""
+    striped = np.zeros((40, 80), dtype=np.uint8)
+    striped[:, ::2] = 255  # finer than the target: antialiasing gives grey, skipping pixels gives black or white
+    Image.fromarray(striped).save(tmp_path / "a.png")
+    top_white = np.zeros((20, 20), dtype=np.uint8)
+    top_white[:10] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by a quarter clockwise: the top goes to the right
+    Image.fromarray(top_white).save(tmp_path / "b.jpg", exif=exif, quality=95)
+    framed = np.full((10, 30, 3), (255, 0, 0), dtype=np.uint8)
+    framed[:, 10:20] = (0, 255, 0)
+    Image.fromarray(framed).save(tmp_path / "c.png")
+    load = image_folder.ImageFolder("photos", tmp_path, tuple(sorted(tmp_path.iterdir())), (1, 10, 10)).batch
+    stripes, turned, green = load(torch.arange(3))[:, 0]
+    assert stripes[:, 1:-1].abs().max() < 0.15
+    assert turned[:, :4].max() < -0.8 and turned[:, 6:].min() > 0.8
+    torch.testing.assert_close(green, torch.full((10, 10), 0.587 * 2 - 1), atol=0.01, rtol=0)
+
+
+def test_more_than_8_bits_are_refused_rather_than_clipped_to_white(tmp_path):
+    Image.fromarray(np.full((8, 8), 30_000, dtype=np.uint16)).save(tmp_path / "deep.png")
+    images = image_folder.ImageFolder("deep", tmp_path, (tmp_path / "deep.png",), (1, 8, 8))
+    with pytest.raises(BadInputError, match=r"8 bits a channel: .*deep\.png"):
+        images.batch(torch.tensor([0]))
+
+
+def test_too_few_images_for_a_split(tmp_path):
+    Image.new("L", (9, 9)).save(tmp_path / "only.png")
+    splits = {}
+    for split in ("train", "test"):
+        try:
+            splits[split] = len(data.load(DataConfig(name=str(tmp_path)), split, shape=(1, 8, 8)))
+        except BadInputError as error:
+            splits[split] = error.message
+            assert "`train` and `test`" in error.hint
+    assert sorted(map(str, splits.values()))[0] == "1"
+    assert any("none of 1 images" in str(value) for value in splits.values())
+
+
+def test_samples_that_are_no_images(photos):
+    with pytest.raises(BadInputError, match="4 channels"):
+        data.load(DataConfig(name=str(photos)), "train", shape=(4, 8, 8))
 
 
 def test_train_and_test_folders_are_the_splits(tmp_path):

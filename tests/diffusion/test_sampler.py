@@ -8,6 +8,7 @@ from edgediff import model_folder
 from edgediff.backends.pytorch import PyTorchDenoiser
 from edgediff.diffusion.noising import antithetic_timesteps, prediction_target
 from edgediff.diffusion.sampler import ddim, initial_noise, sample
+from edgediff.errors import BadInputError
 
 SHAPE = (1, 28, 28)
 
@@ -83,6 +84,26 @@ def test_timesteps_come_in_antithetic_pairs(batch_size):
     pairs = batch_size // 2
     half = (batch_size + 1) // 2
     assert torch.equal(timesteps[:pairs] + timesteps[half : half + pairs], torch.full((pairs,), 999))
+
+
+def test_more_steps_than_the_model_knows(small):
+    loaded, denoiser = small
+    with pytest.raises(BadInputError, match="beyond the 1000 timesteps of training: 1001"):
+        draw(denoiser, loaded.scheduler.config, [0], steps=1001)
+
+
+def test_the_schedule_is_the_trained_one():
+    trained = DDPMScheduler(
+        num_train_timesteps=500,
+        beta_schedule="squaredcos_cap_v2",
+        rescale_betas_zero_snr=True,
+        prediction_type="v_prediction",
+    )
+    scheduler = ddim(trained.config, clip_sample=True)
+    assert torch.equal(scheduler.alphas_cumprod, trained.alphas_cumprod)
+    assert scheduler.config.prediction_type == "v_prediction"
+    scheduler.set_timesteps(7)
+    assert scheduler.timesteps[0] == 499  # starts where training was noisiest
 
 
 def test_clipping_x0_bounds_what_a_diverging_model_draws():

@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import torch
+import torch._dynamo  # optimisers import it at their first step, which every process below would pay for
 from torch import nn
 
 from edgediff.artifacts import digest, sha256
@@ -24,7 +25,7 @@ CONFIG = TrainingConfig(
 def make_model(width: int = 16) -> nn.Module:
     """A network with every kind of state: parameters, a buffer, and dropout, which draws random numbers."""
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, width), nn.BatchNorm1d(width), nn.Dropout(0.2), nn.Linear(width, 4))
+    return nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.BatchNorm1d(width), nn.Dropout(0.2), nn.Linear(width, 4))
 
 
 class Regression:
@@ -74,8 +75,8 @@ def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _die_at_flush(number: int) -> None:
-    """Die in the next `number`th flush to disk: of the log, of the new state before its rename, of the folder after."""
+def _die_at_flush(number: int) -> dict:
+    """Die in the `number`th flush to disk; a state takes three: of the log, the new file, the folder once renamed."""
     real, left = os.fsync, iter(range(number - 1, -1, -1))
 
     def fsync(descriptor: int) -> None:
@@ -84,6 +85,7 @@ def _die_at_flush(number: int) -> None:
         real(descriptor)
 
     os.fsync = fsync
+    return {}
 
 
 def _die_in_step(last: int) -> dict:
@@ -95,18 +97,19 @@ def _die_after(seconds: float) -> dict:
     return {"before": lambda step: threading.Event().wait(0.005)}
 
 
-# Three random moments, and the three around the rename of a state that any change of the order of writing would hit.
+# What `run` is given in the process that dies.
 MOMENTS = {
     "in a step between two states": lambda: _die_in_step(6),
-    "log written, state not": lambda: _die_at_flush(4) or {},
-    "new state written, not yet renamed": lambda: _die_at_flush(5) or {},
-    "new state renamed, folder not flushed": lambda: _die_at_flush(6) or {},
+    "log written, state not": lambda: _die_at_flush(4),
+    "new state written, not yet renamed": lambda: _die_at_flush(5),
+    "new state renamed, folder not flushed": lambda: _die_at_flush(6),
     "at any time": lambda: _die_after(0.02 + 0.06 * int.from_bytes(os.urandom(1)) / 255),
 }
 
 
 def main(folder: Path) -> None:
     """Be killed at every moment in turn, one resumed process each, then finish; print what the test compares."""
+    state = folder / "checkpoints" / checkpoint.FILE_NAME
     deaths = {}
     for name, prepare in MOMENTS.items():
         child = os.fork()  # one import of torch for all of them
@@ -114,25 +117,20 @@ def main(folder: Path) -> None:
             run(folder, resume=True, **prepare())
             os._exit(0)
         _, status = os.waitpid(child, 0)
-        state = folder / "checkpoints" / checkpoint.FILE_NAME
         deaths[name] = {
             "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else None,
             "step": checkpoint.read_facts(state)["step"],
-            "left_over": len(list((folder / "checkpoints").glob("*.tmp")) + list(state.parent.glob(".*.tmp"))),
+            "left_over": len(list(state.parent.glob(".*.tmp"))),
         }
     model, result = run(folder, resume=True)
-    state = folder / "checkpoints" / checkpoint.FILE_NAME
-    print(
-        json.dumps(
-            {
-                "deaths": deaths,
-                "resumed_at": result.resumed_at,
-                "weights": weights(model),
-                "log": sha256(folder / "train.jsonl"),
-                "files": sorted(os.listdir(state.parent)),
-            }
-        )
-    )
+    told = {
+        "deaths": deaths,
+        "resumed_at": result.resumed_at,
+        "weights": weights(model),
+        "log": sha256(folder / "train.jsonl"),
+        "files": sorted(os.listdir(state.parent)),
+    }
+    print(json.dumps(told))
 
 
 if __name__ == "__main__":

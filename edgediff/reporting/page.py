@@ -1,0 +1,268 @@
+"""What the report's page and the model card show, worded and drawn: the variables of their templates."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors.numpy import load_file
+
+from edgediff.artifacts import MANIFEST, made, read_object
+from edgediff.output import number
+from edgediff.reporting import figures
+from edgediff.results import DIRECTIONS, Latency, LatencyRow, Report
+from edgediff.run import ROLES, Run
+
+SEEDS_A_ROW, SEED_ROWS = 12, 2
+ARROWS = {"lower": "↓", "higher": "↑"}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of the page: data URI, the one for dark pages where it differs, and what it shows in words."""
+
+    uri: str
+    alt: str
+    dark: str = ""
+
+
+def context(run: Run, report: Report) -> dict[str, Any]:
+    """Return the variables of `report.html.j2` and `card.md.j2`."""
+    log = [json.loads(line) for line in run.train_log.read_text(encoding="utf-8").splitlines()]
+    profile = report.quality.profile
+    return {
+        "report": report,
+        "arrow": lambda metric: ARROWS[DIRECTIONS[metric]],
+        "number": number,
+        "short": short,
+        "percent": lambda share: "–" if share is None else f"{share:.1%}",
+        "asked": ", ".join(f"{name} {value:,g}" for name, value in report.reached.requested.items()),
+        "settings": f"{profile.sampler}, {profile.num_inference_steps} steps, x0 "
+        f"{'clipped' if profile.clip_sample else 'not clipped'}; seeds from {profile.first_seed}",
+        "front_matter": yaml.safe_dump(_front_matter(report), sort_keys=False, allow_unicode=True),
+        "headline": _headline(report),
+        "sample_rows": _sample_rows(run, profile.first_seed),
+        "latency_panels": _latency_panels(report.latency),
+        "latency_pairs": _latency_pairs(report.latency),
+        "not_run": [row for row in report.latency.rows if row.status == "not run"],
+        "curves": _curves(log),
+        "error_maps": _error_maps(run.error_map),
+        "made": _made(run, report),
+        "here": made(),
+        "recipe_yaml": yaml.safe_dump(report.recipe, sort_keys=False, allow_unicode=True),
+    }
+
+
+def short(count: float) -> str:
+    """Return a count with three significant digits and k, M or G (powers of 1,000) behind it."""
+    for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        # A count that rounds to 1,000 of one unit is 1 of the next.
+        if abs(count) >= 0.9995 * size:
+            return number(count / size, suffix)
+    return f"{count:g}"
+
+
+def _front_matter(report: Report) -> dict[str, Any]:
+    return {
+        "library_name": "diffusers",
+        "pipeline_tag": "unconditional-image-generation",
+        "base_model": report.teacher,
+        "tags": ["edgediff", "pruned", "distilled", f"kd-{report.training.kd}"],
+        "params": report.latency.costs["student"].params,
+    }
+
+
+def _headline(report: Report) -> list[dict[str, str]]:
+    """Return the few figures that say it all: name, value and what stands beside it."""
+    teacher, student = report.latency.costs["teacher"], report.latency.costs["student"]
+    quality = {row.role: row for row in report.quality.rows}
+    of_teacher, of_student = quality["teacher"], quality["student"]
+    found = [
+        {
+            "name": name,
+            "value": f"{short(before)} → {short(after)}",
+            "beside": f"{after / before:.1%} of the teacher's, {number(before / after)}× fewer",
+        }
+        for name, before, after in (
+            ("parameters", teacher.params, student.params),
+            ("MACs a step", teacher.macs, student.macs),
+        )
+    ]
+    found.append(
+        {
+            "name": "weights",
+            "value": f"{number(teacher.bytes / 1e6)} → {number(student.bytes / 1e6, ' MB')}",
+            "beside": "fp32; the engines' sizes are below" if report.builds else "fp32",
+        }
+    )
+    ratios = [row for row in report.latency.rows if row.role == "student" and row.speedup is not None]
+    if ratios:
+        best = max(ratios, key=lambda row: row.speedup or 0.0)
+        found.append(
+            {
+                "name": "best speedup",
+                "value": f"{number(best.speedup)}×",
+                "beside": f"{best.backend} on {best.device}, batch {best.batch_size}",
+            }
+        )
+    found.append(
+        {
+            "name": f"Fréchet distance {ARROWS['lower']}",
+            "value": number(of_student.frechet_distance),
+            "beside": f"teacher {number(of_teacher.frechet_distance)}, "
+            f"real images {number(quality['floor'].frechet_distance)}",
+        }
+    )
+    found.append(
+        {
+            "name": f"PSNR to teacher {ARROWS['higher']}",
+            "value": number(of_student.psnr_to_teacher, " dB"),
+            "beside": f"{number(quality['pruned'].psnr_to_teacher, ' dB')} before distillation",
+        }
+    )
+    return found
+
+
+def _sample_rows(run: Run, first_seed: int) -> list[dict[str, Any]]:
+    """Return rows of seeds, each with one strip of images a role: one column is one seed."""
+    samples = {role: load_file(run.samples(role))["samples"] for role in ROLES}
+    count = min(SEEDS_A_ROW * SEED_ROWS, *(len(images) for images in samples.values()))
+    rows = []
+    for first in range(0, count, SEEDS_A_ROW):
+        last = min(first + SEEDS_A_ROW, count)
+        seeds = f"seeds {first_seed + first} to {first_seed + last - 1}"
+        strips = {
+            role: _png(figures.grid(images[first:last], last - first), f"Images drawn by the {role}, {seeds}")
+            for role, images in samples.items()
+        }
+        rows.append({"seeds": seeds, "strips": strips, "share": (last - first) / min(SEEDS_A_ROW, count)})
+    return rows
+
+
+def _latency_panels(latency: Latency) -> list[dict[str, Any]]:
+    panels: dict[tuple[str, str, int], list[LatencyRow]] = {}
+    for row in latency.rows:
+        if row.status == "measured":
+            panels.setdefault((row.backend, row.device, row.batch_size), []).append(row)
+    return [
+        {
+            "title": f"{backend} on {device}, batch {batch}",
+            "picture": _svg(
+                figures.latency_bars(rows),
+                "Median time of a step: " + ", ".join(f"{row.role} {number(row.step_p50_ms, ' ms')}" for row in rows),
+            ),
+        }
+        for (backend, device, batch), rows in panels.items()
+    ]
+
+
+def _latency_pairs(latency: Latency) -> list[dict[str, str]]:
+    """Return the card's latency lines: the student's step beside the teacher's where both were measured."""
+    measured = {
+        (row.backend, row.device, row.batch_size, row.role): row for row in latency.rows if row.status == "measured"
+    }
+    return [
+        {
+            "name": f"step, {backend} on {device}, batch {batch}",
+            "teacher": number(measured[backend, device, batch, "teacher"].step_p50_ms, " ms"),
+            "student": f"{number(row.step_p50_ms, ' ms')} ({number(row.speedup)}×)",
+        }
+        for (backend, device, batch, role), row in measured.items()
+        if role == "student" and (backend, device, batch, "teacher") in measured
+    ]
+
+
+def _curves(log: Sequence[figures.LogLine]) -> list[dict[str, Any]]:
+    """Return a chart for every group of quantities that this distillation logged; which ones depends on its kd."""
+    wanted: list[tuple[str, dict[str, str], bool, float | None]] = [
+        (
+            "Loss terms",
+            {"loss": "total", "coarse": "coarse", "fine": "fine", "diffusion": "diffusion"},
+            True,
+            None,
+        ),
+        ("Weight of the fine term", {"fine_weight": "fine weight"}, False, None),
+        ("Slope of the linear fit (1: a perfect student)", {"slope": "slope"}, False, 1.0),
+        ("Intercept of the linear fit (0: a perfect student)", {"intercept": "intercept"}, False, 0.0),
+    ]
+    found = []
+    for title, names, logarithmic, target in wanted:
+        logged = {
+            name: label
+            for name, label in names.items()
+            if all(name in line for line in log) and (not logarithmic or all(line[name] > 0 for line in log))
+        }
+        if log and logged:
+            last = ", ".join(f"{label} {number(log[-1][name])}" for name, label in logged.items())
+            chart = figures.curves(log, logged, logarithmic=logarithmic, target=target)
+            found.append(
+                {"title": title, "picture": _svg(chart, f"{title} over {len(log):,} training steps; at the end {last}")}
+            )
+    return found
+
+
+def _error_maps(path: Path) -> dict[str, Any] | None:
+    """Return the maps by timestep and the key of their colours; nothing where `evaluate` left none."""
+    if not path.is_file():
+        return None
+    tensors = load_file(path)
+    errors = tensors["squared_error"]
+    low, high = figures.error_range(errors)
+    maps = [
+        {
+            "timestep": int(timestep),
+            "mean": f"{values.mean():.2g}",
+            "picture": _png(
+                figures.error_map(values, low, high),
+                f"Squared error at timestep {timestep}: mean {values.mean():.2g}, at most {values.max():.2g}",
+            ),
+        }
+        for timestep, values in zip(tensors["timesteps"], errors, strict=True)
+    ]
+    key = _png(figures.error_key(low, high), f"Colours from {low:.2g}, dark, to {high:.2g}, bright, logarithmic")
+    return {"maps": maps, "key": key, "low": f"{low:.2g}", "high": f"{high:.2g}"}
+
+
+def _made(run: Run, report: Report) -> list[dict[str, Any]]:
+    """Return every artefact with when and where it was made and the sha256 of all that went in and came out."""
+    folders = {"pruned": run.pruned, "student": run.student}
+    folders |= {f"onnx/{role}": run.onnx(role) for role in ROLES}
+    folders |= {f"engine/{build.backend}": run.engine(build.backend) for build in report.builds}
+    described = {name: read_object(folder / MANIFEST) for name, folder in folders.items()}
+    described |= {path.name: read_object(path) for path in (run.latency, run.quality)}
+    return [
+        {
+            "name": name,
+            "at": value["made"]["at"],
+            "device": value["made"]["device"],
+            "versions": _listed(value["made"]["versions"]),
+            "inputs": value["inputs"],
+            "files": {
+                file: digest
+                for file, digest in value.get("files", {}).items()
+                if Path(file).suffix in (".safetensors", ".onnx", ".data", ".engine")
+            },
+        }
+        for name, value in described.items()
+    ]
+
+
+def _listed(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _png(content: bytes, alt: str) -> Picture:
+    return Picture(_uri("png", content), alt)
+
+
+def _svg(chart: figures.Chart, alt: str) -> Picture:
+    return Picture(_uri("svg+xml", chart.light), alt, _uri("svg+xml", chart.dark))
+
+
+def _uri(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

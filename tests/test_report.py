@@ -1,0 +1,359 @@
+"""The verb `report` over run folders whose stages are written by hand: JSON, page, card, and what it refuses."""
+
+import html.parser
+import io
+import json
+import re
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from diffusers import DDPMScheduler, UNet2DModel
+from PIL import Image
+from safetensors.numpy import save_file
+
+from edgediff import model_folder
+from edgediff.artifacts import content_hash, read_json, read_result, write_json, write_manifest, write_result
+from edgediff.errors import BadInputError, CorruptArtifactError
+from edgediff.report import report
+from edgediff.reporting import figures
+from edgediff.reporting.page import short
+from edgediff.results import DIRECTIONS, LatencyRow, Parity, ParityCase, QualityRow, Report
+from edgediff.run import ROLES, Run
+
+KINDS = {
+    "none": ("loss", "diffusion", "grad_norm", "learning_rate"),
+    "place": ("loss", "diffusion", "kd", "coarse", "fine", "fine_weight", "slope", "intercept"),
+}
+STEPS = 30
+
+
+@pytest.fixture(scope="module")
+def models(small_teacher, tmp_path_factory):
+    """Pipelines to stand for pruned, student, and a student trained again."""
+    folder = tmp_path_factory.mktemp("models")
+    config = {**UNet2DModel.load_config(small_teacher / "unet"), "block_out_channels": (4, 8)}
+    for seed, name in enumerate(("pruned", "student", "again")):
+        torch.manual_seed(seed)
+        model_folder.save(folder / name, UNet2DModel.from_config(config), DDPMScheduler())
+    return folder
+
+
+@pytest.fixture
+def finished(models, small_recipe, a_report, tmp_path, quiet):
+    """A function (kd) → a run folder with every stage's result, its recipe, and `report()` over it."""
+
+    def make(kd="place"):
+        recipe = small_recipe(
+            build={"backends": ["tensorrt_rtx"]}, distill={"kd": kd}, evidence="measured", expected={"speedup": 4}
+        )
+        run = Run(tmp_path / "r&d <1>")
+        weights = {"teacher": "t" * 64} | {
+            name: model_folder.load(models / name).sha256 for name in ("pruned", "student")
+        }
+        shutil.copytree(models / "pruned", run.pruned)
+        reached = a_report.reached.model_dump(mode="json")
+        write_manifest(run.pruned, stage="prune", config={}, inputs={"teacher": weights["teacher"]}, reached=reached)
+        shutil.copytree(models / "student", run.student)
+        training = {**a_report.training.model_dump(), "kd": kd, "final": {"loss": 0.5}}
+        inputs = {"teacher": weights["teacher"], "pruned": content_hash(run.pruned)}
+        write_manifest(run.student, stage="distill", config={}, inputs=inputs, training=training)
+        lines = [{"step": step, **dict.fromkeys(KINDS[kd], 1 / step)} for step in range(1, STEPS + 1)]
+        run.train_log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        case = ParityCase(batch_size=1, timestep=0, max_abs=2e-6, relative=1e-7, cosine=1.0)
+        parity = Parity(tolerance=1e-3, opset=20, cases=[case]).model_dump(mode="json")
+        for role in ROLES:
+            run.onnx(role).mkdir(parents=True)
+            (run.onnx(role) / "model.onnx").write_text(role)
+            write_json(run.onnx(role) / "parity.json", parity)
+            write_manifest(run.onnx(role), stage="export", config={}, inputs={"weights": weights[role]})
+        engine = run.engine("tensorrt_rtx")
+        engine.mkdir(parents=True)
+        write_json(engine / "build.json", a_report.builds[0].model_dump(mode="json"))
+        write_manifest(engine, stage="build", config={}, inputs={"onnx": content_hash(run.onnx("student"))})
+        latency = a_report.latency.model_copy(
+            update={
+                "rows": [
+                    row.model_copy(update={"step_p90_ms": row.step_p50_ms * 1.1, "step_p99_ms": row.step_p50_ms * 1.5})
+                    if row.step_p50_ms
+                    else row
+                    for row in a_report.latency.rows
+                ]
+            }
+        )
+        quality = a_report.quality.model_copy(update={"rows": quality_rows(a_report)})
+        for path, value, stage in ((run.latency, latency, "benchmark"), (run.quality, quality, "evaluate")):
+            write_result(path, value.model_dump(mode="json"), stage=stage, config={}, inputs=weights)
+        run.samples("teacher").parent.mkdir()
+        for index, role in enumerate(ROLES):
+            save_file({"samples": np.full((14, 1, 6, 6), 40 * index, np.uint8)}, run.samples(role))
+        errors = np.linspace(0, 1, 2 * 6 * 6, dtype=np.float32).reshape(2, 6, 6)
+        save_file({"timesteps": np.array([0, 999]), "squared_error": errors}, run.error_map)
+        return SimpleNamespace(run=run, recipe=recipe, report=lambda: report(run, recipe, quiet))
+
+    return make
+
+
+def quality_rows(a_report):
+    teacher, student = a_report.quality.rows
+    scores = {"kid_mean": 0.01, "kid_std": 0.01, "precision": 0.9, "recall": 0.9}
+    floor = QualityRow(role="floor", backend="", frechet_distance=61.27, **scores)
+    return [floor, teacher, student.model_copy(update={"role": "pruned", "frechet_distance": 1234.5}), student]
+
+
+class Page(html.parser.HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.images, self.sources, self.references, self.heads, self.tables = [], [], [], [], 0
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        self.references += [values[key] for key in ("src", "srcset", "href", "action", "data") if key in values]
+        self.references += [f"<{tag}>"] if tag in ("script", "link", "iframe", "object") else []
+        self.images += [values] if tag == "img" else []
+        self.sources += [values] if tag == "source" else []
+        self.heads += [values] if tag == "th" else []
+        self.tables += tag == "table"
+
+
+def page_of(run):
+    return (run.path / "report.html").read_text(encoding="utf-8")
+
+
+def words(text):
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", text)))
+
+
+def test_the_json_is_a_report_that_can_be_traced(finished):
+    line = finished()
+    result = line.report()
+    assert Report.model_validate(read_result(line.run.report)) == result
+    assert result.directions == DIRECTIONS and result.teacher == "small" and result.name == "r&d <1>"
+    inputs = read_json(line.run.report)["inputs"]
+    assert set(inputs) == {
+        *("pruned", "student", "onnx/teacher", "onnx/pruned", "onnx/student", "engine/tensorrt_rtx"),
+        *("train.jsonl", "latency.json", "quality.json"),
+    }
+    assert inputs["student"] == content_hash(line.run.student)
+
+
+def test_the_page_needs_nothing_from_outside_and_is_accessible(finished):
+    line = finished()
+    line.report()
+    text = page_of(line.run)
+    page = Page(text)
+    assert page.references and all(reference.startswith("data:image/") for reference in page.references)
+    assert "http" not in text and "url(" not in text and "@import" not in text
+    assert all(image["alt"].strip() for image in page.images)
+    assert len({image["alt"] for image in page.images}) == len(page.images)
+    assert page.tables >= 6 and all(head["scope"] in ("row", "col") for head in page.heads)
+    assert {source["media"] for source in page.sources} == {"(prefers-color-scheme: dark)"}
+
+
+def test_names_are_escaped_on_the_page(finished):
+    line = finished()
+    line.report()
+    assert "r&amp;d &lt;1&gt;" in page_of(line.run) and "<1>" not in page_of(line.run)
+
+
+def test_the_sections_come_in_the_order_of_what_matters(finished):
+    line = finished()
+    line.report()
+    found = re.findall(r'<h2 id="(\w+)"', page_of(line.run))
+    assert " ".join(found) == "samples quality latency cost training errors export recipe provenance"
+
+
+def test_samples_are_one_strip_a_role_and_row_of_seeds(finished):
+    line = finished()
+    line.report()
+    alts = [image["alt"] for image in Page(page_of(line.run)).images if image["alt"].startswith("Images drawn")]
+    assert alts == [f"Images drawn by the {role}, seeds {seeds}" for seeds in ("0 to 11", "12 to 13") for role in ROLES]
+
+
+def test_every_row_and_direction_is_on_the_page(finished):
+    line = finished()
+    line.report()
+    text = words(page_of(line.run))
+    assert "student tensorrt_rtx (cuda, fp32) 1 not run: no NVIDIA GPU" in text
+    assert "real images (floor) – 61.3 0.010 ± 0.010 0.90 0.90 – – –" in text
+    assert "student b 200 0.500 ± 0.050 0.50 0.40 20.0 dB 0.800 0.0%" in text
+    assert "pruned b 1,234 " in text
+    assert "student onnxruntime (cpu, fp32) 1 2.00 2.20 3.00 " in text
+    assert "FD ↓" in text and "PSNR to teacher ↑" in text and "images/s ↑" in text and "parameters ↓" in text
+    assert "1.00k → 100" in text and "10.0× fewer" in text
+    assert "tensorrt_rtx 0.00500 MB 3.00 s 1 / 1 / 1" in text
+    assert "expected by the recipe (measured) figure speedup 4" in text
+    assert content_hash(line.run.pruned) in text
+
+
+@pytest.mark.parametrize(("kd", "titles"), [("place", 4), ("none", 1)])
+def test_the_curves_are_those_that_were_logged(finished, kd, titles):
+    line = finished(kd)
+    line.report()
+    found = [image["alt"] for image in Page(page_of(line.run)).images if f"over {STEPS} training steps" in image["alt"]]
+    assert len(found) == titles
+    assert ("coarse" in found[0]) == (kd == "place")
+
+
+def test_the_error_maps_are_optional(finished):
+    line = finished()
+    line.report()
+    assert "Squared error at timestep 999" in page_of(line.run)
+    line.run.error_map.unlink()
+    line.report()
+    assert "Squared error" not in page_of(line.run)
+
+
+def test_a_run_without_engine_or_measured_speedup(finished):
+    line = finished()
+    shutil.rmtree(line.run.path / "engine")
+    value = read_json(line.run.latency)
+    value["rows"] = [row for row in value["rows"] if row["status"] == "not run"]
+    write_json(line.run.latency, value)
+    assert line.report().builds == []
+    text = words(page_of(line.run))
+    assert "No engine was built" in text and "best speedup" not in text and "not run: no NVIDIA GPU" in text
+
+
+def test_the_card_is_what_hubs_read_and_says_its_limits(finished):
+    line = finished()
+    line.report()
+    _, front, body = (line.run.path / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    matter = yaml.safe_load(front)
+    assert matter["library_name"] == "diffusers" and matter["pipeline_tag"] == "unconditional-image-generation"
+    assert matter["base_model"] == "small" and "kd-place" in matter["tags"] and matter["params"] == 100
+    assert 'DDPMPipeline.from_pretrained("student")' in body
+    assert "| step, onnxruntime on cpu, batch 1 | 8.00 ms | 2.00 ms (4.00×) |" in body
+    assert "not with Inception's FID" in body
+    assert "Not run: student on tensorrt_rtx (cuda) at batch 1: no NVIDIA GPU" in body
+    assert "Expected by the recipe (measured): speedup 4" in body
+    assert "&amp;" not in body
+
+
+@pytest.mark.parametrize(
+    ("missing", "verb"),
+    [
+        ("pruned/manifest.json", "prune"),
+        ("student/manifest.json", "distill"),
+        ("train.jsonl", "distill"),
+        ("onnx/pruned/manifest.json", "export"),
+        ("latency.json", "bench"),
+        ("quality.json", "eval"),
+        ("samples/teacher.safetensors", "eval"),
+    ],
+)
+def test_a_missing_stage_is_named_and_nothing_is_written(finished, missing, verb):
+    line = finished()
+    (line.run.path / missing).unlink()
+    with pytest.raises(BadInputError, match=missing) as caught:
+        line.report()
+    assert f"`edgediff {verb} " in caught.value.hint
+    assert not line.run.report.exists() and not (line.run.path / "report.html").exists()
+
+
+def trained_again(run, models):
+    manifest = read_json(run.student / "manifest.json")
+    shutil.rmtree(run.student)
+    shutil.copytree(models / "again", run.student)
+    facts = {key: manifest[key] for key in ("stage", "config", "inputs", "training")}
+    write_manifest(run.student, **facts)
+
+
+def exported_again(run, models):
+    trained_again(run, models)
+    folder = run.onnx("student")
+    (folder / "model.onnx").write_text("again")
+    weights = {"weights": model_folder.load(run.student).sha256}
+    write_manifest(folder, stage="export", config={}, inputs=weights)
+
+
+@pytest.mark.parametrize(
+    ("change", "named", "verb"),
+    [(trained_again, "onnx/student", "export"), (exported_again, "engine/tensorrt_rtx", "build")],
+)
+def test_results_of_weights_that_were_replaced_are_refused(finished, models, change, named, verb):
+    line = finished()
+    change(line.run, models)
+    with pytest.raises(BadInputError, match=f"other weights than the run holds now: .*{named}") as caught:
+        line.report()
+    assert f"`edgediff {verb} " in caught.value.hint
+
+
+@pytest.mark.parametrize(("file", "verb"), [("latency.json", "bench"), ("quality.json", "eval")])
+def test_figures_of_weights_that_were_replaced_are_refused(finished, file, verb):
+    line = finished()
+    value = read_json(line.run.path / file)
+    write_json(line.run.path / file, {**value, "inputs": {**value["inputs"], "student": "0" * 64}})
+    with pytest.raises(BadInputError, match=file) as caught:
+        line.report()
+    assert f"`edgediff {verb} " in caught.value.hint
+
+
+def test_a_result_of_another_version_is_named_with_what_is_wrong(finished):
+    line = finished()
+    value = read_json(line.run.quality)
+    write_json(line.run.quality, {**value, "fid": 3.0})
+    with pytest.raises(CorruptArtifactError, match=r"quality\.json") as caught:
+        line.report()
+    assert caught.value.hint.startswith("fid: ")
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [(0, "0"), (999, "999"), (1000, "1.00k"), (249_489, "249k"), (999_499, "999k"), (999_500, "1.00M"),
+     (3_939_393, "3.94M"), (24_053_000_000, "24.1G")],
+)  # fmt: skip
+def test_short_counts(count, said):
+    assert short(count) == said
+
+
+def pixels_of(png):
+    return np.asarray(Image.open(io.BytesIO(png)))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_grid_keeps_every_pixel_in_its_place(channels):
+    images = np.random.default_rng(0).integers(0, 256, (5, channels, 4, 6), dtype=np.uint8)
+    canvas = pixels_of(figures.grid(images, columns=3))
+    assert canvas.shape == (4 + 2 + 4, 6 + 2 + 6 + 2 + 6, 4)
+    for index, image in enumerate(images):
+        top, left = index // 3 * 6, index % 3 * 8
+        shown = canvas[top : top + 4, left : left + 6]
+        assert (shown[..., :3].transpose(2, 0, 1) == image).all() and (shown[..., 3] == 255).all()
+    assert (canvas[:, 6:8, 3] == 0).all() and (canvas[6:, 16:, 3] == 0).all()
+
+
+@pytest.mark.parametrize("errors", [np.zeros((2, 3, 3)), np.full((2, 3, 3), 0.25), np.geomspace(1e-9, 2, 18)])
+def test_error_maps_get_brighter_with_the_error_whatever_its_range(errors):
+    errors = errors.astype(np.float32).reshape(2, 3, 3)
+    low, high = figures.error_range(errors)
+    assert 0 < low < high and high / low < 1.001 * 10**figures.DECADES
+    brightness = np.concatenate([pixels_of(figures.error_map(one, low, high)).sum(axis=2).ravel() for one in errors])
+    assert (np.diff(brightness.astype(int)) >= 0).all()
+    assert pixels_of(figures.error_key(low, high)).shape == (1, 256, 3)
+
+
+def test_smoothing_averages_equal_stretches():
+    centres, means = figures.smoothed(range(1, 101), points=4)
+    assert centres.tolist() == means.tolist() == [13.0, 38.0, 63.0, 88.0]
+    assert figures.smoothed([3.0, 5.0])[1].tolist() == [3.0, 5.0]
+
+
+def test_charts_are_the_same_bytes_each_time_and_differ_by_theme():
+    rows = [
+        LatencyRow(role=role, backend="b", device="cpu", precision="fp32", batch_size=1, status="measured",
+                   step_p50_ms=2.0, step_p90_ms=2.5, step_p99_ms=4.0, speedup=3.0)
+        for role in ROLES
+    ]  # fmt: skip
+    first, second = figures.latency_bars(rows), figures.latency_bars(rows)
+    assert first == second and first.light != first.dark
+    assert "2 ms, 3.0×" in first.light.decode()
+
+
+def test_a_long_log_does_not_make_a_large_chart():
+    chart = figures.curves([{"loss": 1.0 + step % 7} for step in range(50_000)], {"loss": "total"}, logarithmic=True)
+    assert len(chart.light) < 60_000

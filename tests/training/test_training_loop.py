@@ -1,0 +1,309 @@
+"""The training loop: what it computes, what it logs and saves, how it stops, and what it refuses to resume."""
+
+import json
+import math
+import os
+import signal
+
+import pytest
+import torch
+from safetensors import safe_open
+from small_training import CONFIG, Regression, make_model, run, weights
+
+from edgediff.errors import BadInputError, CorruptArtifactError, InterruptedStageError, StageFailedError
+from edgediff.recipe import TrainingConfig
+from edgediff.training import checkpoint, loop
+from edgediff.training.ema import EMA
+from edgediff.training.loop import learning_rate
+from edgediff.training.precision import autocast
+
+
+def changed(**values) -> TrainingConfig:
+    return CONFIG.model_copy(update=values)
+
+
+def log_of(folder):
+    return [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+
+
+def state_of(folder):
+    return folder / "checkpoints" / checkpoint.FILE_NAME
+
+
+def halfway(folder, step=10):
+    """A training that SIGINT stopped after `step` steps."""
+    with pytest.raises(InterruptedStageError):
+        run(folder, before=lambda now: signal.raise_signal(signal.SIGINT) if now == step - 1 else None)
+
+
+def test_it_is_adam_with_clipping_and_the_schedule(tmp_path):
+    """Weights, average and log equal those of the loop that one would write by hand."""
+    model, _ = run(tmp_path)
+    plain = make_model()
+    objective = Regression(plain)
+    optimizer = torch.optim.AdamW(plain.parameters(), weight_decay=0.0)
+    average = {name: value.detach().clone() for name, value in plain.named_parameters()}
+    for step, line in enumerate(log_of(tmp_path)):
+        generator = loop.step_generator(CONFIG.seed, step)
+        torch.manual_seed(generator.initial_seed())
+        optimizer.param_groups[0]["lr"] = learning_rate(step, CONFIG)
+        loss, quantities = objective(step, generator)
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(plain.parameters(), CONFIG.grad_clip)
+        optimizer.step()
+        decay = min(CONFIG.ema_decay, (1 + step) / (10 + step))
+        for name, value in plain.named_parameters():
+            average[name] = decay * average[name] + (1 - decay) * value.detach()
+        # The fused kernel and the plain one round differently; forty steps apart that is 1e-5 at most.
+        assert line == {
+            "step": step + 1,
+            "loss": pytest.approx(loss.item(), rel=1e-4),
+            "largest_input": quantities["largest_input"],
+            "grad_norm": pytest.approx(norm.item(), rel=1e-3),
+            "learning_rate": learning_rate(step, CONFIG),
+        }
+    assert not model.training
+    for name, value in model.named_parameters():
+        torch.testing.assert_close(value.detach(), average[name], atol=1e-5, rtol=1e-4)
+
+
+def test_it_learns(tmp_path):
+    losses = [line["loss"] for line in log_of_training(tmp_path, steps=300, ema_decay=0.99, checkpoint_every=300)]
+    assert sum(losses[-40:]) < 0.5 * sum(losses[:40])
+
+
+def log_of_training(folder, **values):
+    run(folder, config=changed(**values))
+    return log_of(folder)
+
+
+def test_the_learning_rate_of_every_step():
+    config = changed(steps=104, warmup_steps=4, learning_rate=1.0)
+    assert [learning_rate(step, config) for step in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert learning_rate(29, config) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
+    assert learning_rate(54, config) == pytest.approx(0.5)
+    assert 0 < learning_rate(103, config) < 1e-3  # the last step still moves
+    constant = changed(lr_schedule="constant", warmup_steps=1, learning_rate=0.3)
+    assert [learning_rate(step, constant) for step in (0, 1, 1000)] == pytest.approx([0.15, 0.3, 0.3])
+
+
+def test_the_average_equals_a_plain_loop():
+    """Early the decay is (1 + step) / (10 + step), so that a short run forgets its start; then the one asked for."""
+    model = torch.nn.Linear(1, 1, bias=False)
+    ema = EMA(model, 0.8)
+    expected = model.weight.item()
+    for step in range(50):
+        with torch.no_grad():
+            model.weight.fill_(math.sin(step))
+        ema.update(model, step)
+        decay = (1 + step) / (10 + step) if step < 35 else 0.8  # they cross at step 35
+        expected = decay * expected + (1 - decay) * math.sin(step)
+    assert ema.average["weight"].item() == pytest.approx(expected, rel=1e-5)
+    ema.copy_to(model)
+    assert model.weight.item() == ema.average["weight"].item()
+
+
+def test_the_state_has_its_agreed_form(tmp_path):
+    """States of longer trainings outlive changes of the code, so the names in the file are a format."""
+    halfway(tmp_path)
+    with safe_open(state_of(tmp_path), framework="pt") as file:
+        names, facts = set(file.keys()), json.loads(file.metadata()["facts"])
+    model = make_model()
+    parameters = [name for name, _ in model.named_parameters()]
+    moments = ("step", "exp_avg", "exp_avg_sq")
+    assert names == {
+        *(f"model.{name}" for name in model.state_dict()),
+        *(f"ema.{name}" for name in parameters),
+        *(f"optimizer.{index}.{moment}" for index in range(len(parameters)) for moment in moments),
+    }
+    adjustable = ("steps", "learning_rate", "lr_schedule", "warmup_steps", "grad_clip", "checkpoint_every")
+    assert facts == {
+        "identity": f"inputs:{CONFIG.model_dump_json(exclude=set(adjustable))}",
+        "step": 10,
+        "resumed_at": [],
+        "settings": [{"from_step": 0, **{key: getattr(CONFIG, key) for key in adjustable}}],
+    }
+
+
+def test_ctrl_c_saves_the_state_and_changes_nothing(tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+
+    def press(step):
+        if step == 9:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(InterruptedStageError, match="step 10 of 40") as caught:
+        run(tmp_path / "stopped", before=press)
+    assert "--resume" in caught.value.hint
+    assert signal.getsignal(signal.SIGINT) is before
+    assert checkpoint.read_facts(state_of(tmp_path / "stopped"))["step"] == 10
+    resumed, result = run(tmp_path / "stopped", resume=True)
+    straight, _ = run(tmp_path / "straight")
+    assert result.resumed_at == [10]
+    assert weights(resumed) == weights(straight)
+    assert log_of(tmp_path / "stopped") == log_of(tmp_path / "straight")
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+
+    def press_twice(step):
+        if step == 6:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, before=press_twice)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert checkpoint.read_facts(state_of(tmp_path))["step"] == 4
+
+
+def test_ctrl_c_while_the_last_state_is_written_is_not_lost(tmp_path, monkeypatch):
+    save = checkpoint.save
+
+    def pressed(path, *, facts, **state):
+        save(path, facts=facts, **state)
+        if facts["step"] == CONFIG.steps:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(checkpoint, "save", pressed)
+    with pytest.raises(InterruptedStageError, match="step 40 of 40"):
+        run(tmp_path)
+    monkeypatch.undo()
+    model, result = run(tmp_path, resume=True)
+    assert result.steps_per_second == 0 and result.resumed_at == [40]
+    assert weights(model) == weights(run(tmp_path / "straight")[0])
+
+
+class Breaking(torch.nn.Module):
+    """Weights of another size, through which loss and gradient stop being numbers where `broken` says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = make_model()
+        self.factor = 1.0
+
+    def forward(self, inputs):
+        return self.inner(inputs) * self.factor
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_a_non_finite_loss_leaves_the_last_good_state(tmp_path, value):
+    """1e30 is finite; the square of what it multiplies is not."""
+
+    def breaks_at(step):
+        return lambda now: setattr(model, "factor", value if now == step else 1.0)
+
+    model = Breaking()
+    with pytest.raises(StageFailedError, match=r"non-finite value at step 7 \(loss .*rolled back to step 4") as caught:
+        run(tmp_path, model=model, before=breaks_at(6))
+    assert "--resume" in caught.value.hint and "0.003" in caught.value.hint
+    assert [line["step"] for line in log_of(tmp_path)] == [1, 2, 3, 4]
+    saved = checkpoint.read_facts(state_of(tmp_path))
+    assert saved["step"] == 4
+
+    model = Breaking()
+    with pytest.raises(StageFailedError, match="step 5") as caught:
+        run(tmp_path, model=model, before=breaks_at(4), resume=True)
+    assert "saved state itself" in caught.value.hint
+
+    model = Breaking()
+    _, result = run(tmp_path, model=model, config=changed(learning_rate=1e-3), resume=True)
+    assert [(part["from_step"], part["learning_rate"]) for part in result.settings] == [(0, 1e-2), (4, 1e-3)]
+    assert [line["step"] for line in log_of(tmp_path)] == list(range(1, 41))
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
+def test_an_infinite_gradient_of_a_finite_loss_is_found(tmp_path):
+    class Root(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(4))
+
+        def forward(self, inputs):
+            return inputs + self.weight.abs().sqrt()  # slope infinite at 0
+
+    with pytest.raises(StageFailedError, match=r"step 1 \(grad_norm"):
+        run(tmp_path, model=Root())
+    assert not state_of(tmp_path).exists() and log_of(tmp_path) == []
+
+
+def test_what_may_change_on_resuming_and_what_may_not(tmp_path):
+    halfway(tmp_path)
+    for values, named in (({"batch_size": 4}, "batch_size 8, not 4"), ({"seed": 6}, "seed 5, not 6")):
+        with pytest.raises(BadInputError, match=named) as caught:
+            run(tmp_path, config=changed(**values), resume=True)
+        assert "recipe it was started with" in caught.value.hint
+    with pytest.raises(BadInputError, match="another model, objective or data"):
+        run(tmp_path, identity="other inputs", resume=True)
+    with pytest.raises(BadInputError, match="step 10, beyond the 8 steps"):
+        run(tmp_path, config=changed(steps=8), resume=True)
+    _, result = run(tmp_path, config=changed(steps=44, lr_schedule="constant"), resume=True)
+    assert result.steps == 44
+    assert [(part["from_step"], part["steps"]) for part in result.settings] == [(0, 40), (10, 44)]
+
+
+def test_an_unfinished_training_is_not_overwritten(tmp_path):
+    halfway(tmp_path)
+    content = state_of(tmp_path).read_bytes()
+    with pytest.raises(BadInputError, match="unfinished training stands at step 10") as caught:
+        run(tmp_path)
+    assert "--resume" in caught.value.hint
+    assert state_of(tmp_path).read_bytes() == content and len(log_of(tmp_path)) == 10
+
+
+@pytest.mark.parametrize("keep", [0, 5, 400, -1])
+def test_a_truncated_state_is_named(tmp_path, keep):
+    halfway(tmp_path)
+    state_of(tmp_path).write_bytes(state_of(tmp_path).read_bytes()[:keep])
+    with pytest.raises(CorruptArtifactError, match=r"training\.safetensors") as caught:
+        run(tmp_path, resume=True)
+    assert "delete it" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "ending", ['{"step": 11, "lo', '{"step": 11, "loss": 1.0}\n{"step": 12}\n', "\0\0\0\n", '"text"\n']
+)
+def test_what_a_kill_leaves_in_the_log_goes(tmp_path, ending):
+    halfway(tmp_path)
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write(ending)
+    run(tmp_path, resume=True)
+    run(tmp_path / "straight")
+    assert log_of(tmp_path) == log_of(tmp_path / "straight")
+
+
+def test_a_log_without_its_state_starts_again(tmp_path):
+    halfway(tmp_path)
+    state_of(tmp_path).unlink()
+    run(tmp_path)
+    assert [line["step"] for line in log_of(tmp_path)] == list(range(1, 41))
+
+
+def test_every_step_is_told_of(tmp_path):
+    records = []
+    run(tmp_path, on_step=records.append)
+    assert [record.step for record in records] == list(range(1, 41))
+    assert [record.values for record in records] == [
+        {name: value for name, value in line.items() if name != "step"} for line in log_of(tmp_path)
+    ]
+    assert all(record.seconds > 0 for record in records)
+
+
+def test_a_full_disk_names_the_state_and_keeps_the_last_one(tiny_disk):
+    """A state of about 150 KiB fits once on 256 KiB, its successor beside it does not."""
+    with pytest.raises(StageFailedError, match=r"no space left while writing: .*training\.safetensors"):
+        run(tiny_disk, model=make_model(width=1000))
+    assert checkpoint.read_facts(state_of(tiny_disk))["step"] == 4
+    assert os.listdir(tiny_disk / "checkpoints") == [checkpoint.FILE_NAME]
+    _, result = run(tiny_disk, model=make_model(width=1000), resume=True, config=changed(steps=4))
+    assert result.resumed_at == [4]
+
+
+def test_precision_is_that_of_the_forward():
+    matrix = torch.randn(4, 4)
+    for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        with autocast(precision, torch.device("cpu")):
+            assert (matrix @ matrix).dtype == dtype
+    assert (matrix @ matrix).dtype == torch.float32
