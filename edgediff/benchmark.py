@@ -145,7 +145,7 @@ def show(latency: Latency, output: Output) -> None:
     rows = [
         [
             row.role,
-            f"{row.backend} {row.device}",
+            row.backend if row.device == "cpu" else f"{row.backend} {row.device}",
             str(row.batch_size),
             number(row.step_p50_ms),
             number(row.step_p99_ms),
@@ -158,7 +158,7 @@ def show(latency: Latency, output: Output) -> None:
     profile = latency.profile
     output.table(
         f"latency on {profile.device}, {profile.threads} thread(s); an image takes {profile.num_inference_steps} steps",
-        ["", "backend", "batch", "step ms", "p99", "image ms", "peak MiB", "speedup"],
+        ["", "backend", "batch", "step ms", "p99", "image ms", "MiB", "speedup"],
         rows,
     )
     for row in latency.rows:
