@@ -100,11 +100,13 @@ def test_a_truncated_gzip_file_is_named(tmp_path):
 
 
 def test_a_damaged_gzip_file_is_named(tmp_path):
-    packed = bytearray(gzip.compress(idx(np.random.default_rng(0).integers(0, 256, (2, 30, 40)))))
-    packed[20] ^= 255  # inside the compressed stream
-    (tmp_path / "packed.gz").write_bytes(packed)
-    with pytest.raises(CorruptArtifactError, match=r"packed\.gz"):
-        read_idx(tmp_path / "packed.gz", 3)
+    whole = gzip.compress(idx(np.arange(24).reshape(2, 3, 4)))
+    for position in (0, 10, -6):  # the magic number, the first block of the stream, the checksum
+        packed = bytearray(whole)
+        packed[position] ^= 0b110
+        (tmp_path / "packed.gz").write_bytes(packed)
+        with pytest.raises(CorruptArtifactError, match=r"packed\.gz"):
+            read_idx(tmp_path / "packed.gz", 3)
 
 
 @pytest.fixture
