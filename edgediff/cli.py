@@ -194,8 +194,9 @@ def check(
         from edgediff.artifacts import write_text
 
         if write_baseline:
-            gate.write_baseline(run, baseline)
+            written = gate.write_baseline(run, baseline)
             output.say(f"baseline written: `{baseline}`")
+            output.data(written.model_dump(mode="json", exclude_none=True))
             return
         verdict = gate.check(run, baseline, output)
         if junit is not None:

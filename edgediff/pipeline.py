@@ -48,9 +48,15 @@ def prepare(run: Run, recipe: Recipe, *, resume: bool = False) -> None:
     is not installed.
     """
     outline(recipe)
-    shape = model_folder.load(teacher.resolve(recipe.teacher).folder).sample_shape
-    data.load(recipe.data, "train", shape=shape)
-    data.load(recipe.data, "test", shape=shape)
+    loaded = model_folder.load(teacher.resolve(recipe.teacher).folder)
+    ddim_steps, trained = recipe.evaluate.num_inference_steps, loaded.scheduler.config.num_train_timesteps
+    if ddim_steps > trained:
+        raise BadInputError(
+            f"evaluate.num_inference_steps is {ddim_steps}, the teacher was trained on {trained} timesteps",
+            f"use at most {trained}",
+        )
+    data.load(recipe.data, "train", shape=loaded.sample_shape)
+    data.load(recipe.data, "test", shape=loaded.sample_shape)
     check_buildable(recipe)
     refuse_other_recipe(run, recipe)
     state = run.checkpoints / checkpoint.FILE_NAME

@@ -74,6 +74,7 @@ BAD = {
     "unknown recipe": (["--recipe", "fashion-ddpm-dmo"], ["unknown recipe", "fashion-ddpm-demo"]),
     "missing recipe": (["--recipe", "nowhere.yaml"], ["recipe not found: `nowhere.yaml`"]),
     "unknown data": (["data.name=cifar"], ["unknown data: cifar"]),
+    "more steps than trained": (["evaluate.num_inference_steps=2000"], ["num_inference_steps is 2000", "at most 1000"]),
     "missing extra": (["build.backends=[tensorrt]"], ["pip install 'edgediff[trt]'"]),
 }
 
