@@ -206,7 +206,7 @@ def test_ctrl_c_says_how_to_go_on(small_teacher, tmp_path):
         said += process.stderr.readline()
     time.sleep(1.0)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "error: interrupted; finished stages are kept" in err and "hint: go on with" in err
     assert "Traceback" not in err
