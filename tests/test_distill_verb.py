@@ -177,7 +177,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(pruned, small_recipe, quiet):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
     while not pruned.train_log.exists() and process.poll() is None:
         time.sleep(0.05)
-    time.sleep(0.5)
+    time.sleep(3)  # past the first steps, and far from the last
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 130
