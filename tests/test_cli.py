@@ -1,7 +1,6 @@
 """The command line as users meet it: fast help, one sentence for every mistake, exit codes, nothing half-written."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -196,11 +195,18 @@ def test_recipes_are_listed_and_shown(edgediff):
     assert edgediff("recipes", "show", "fashion-ddpm-demo")[1].startswith("# edgediff compress")
 
 
+def heed_sigint():
+    """A background job of a shell ignores SIGINT, and so would its children, this test's process among them."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_ctrl_c_says_how_to_go_on(small_teacher, tmp_path):
     """SIGINT while channels are being scored, a stage without a state of its own."""
     command = [sys.executable, "-m", "edgediff", "prune", "--teacher", str(small_teacher), "--ratio", "0.5"]
     command += ["--out", str(tmp_path / "run"), "prune.importance=diff_pruning", "prune.num_images=64"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_sigint
+    )
     said = ""
     while "scoring channels" not in said and process.poll() is None:
         said += process.stderr.readline()
