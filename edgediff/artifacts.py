@@ -178,21 +178,21 @@ def result_up_to_date(path: Path, *, stage: str, config: Mapping[str, Any], inpu
     return path.is_file() and _describes(read_object(path), stage, config, inputs)
 
 
-def verify(folder: Path, *parts: str) -> dict[str, Any]:
+def verify(folder: Path, found: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Check the files of an artefact folder against its manifest, and return the manifest.
 
-    Args: parts: sub-folders to check; everything when none is named.
+    Args: found: file name → sha256 of files that were hashed already, to check those only; None hashes them all.
     Raises: BadInputError without a manifest; CorruptArtifactError naming the first file that differs.
     """
     manifest = read_object(folder / MANIFEST)
     again = f"delete `{folder}` and run the stage again"
     for name, expected in _files(folder, manifest).items():
         path = folder / name
-        if parts and Path(name).parts[0] not in parts:
+        if found is not None and name not in found:
             continue
         if not path.is_file():
             raise CorruptArtifactError(f"file is missing: `{path}`", again)
-        if sha256(path) != expected:
+        if (sha256(path) if found is None else found[name]) != expected:
             raise CorruptArtifactError(f"file does not have the content its manifest records: `{path}`", again)
     return manifest
 
@@ -216,12 +216,16 @@ def _files(folder: Path, manifest: Mapping[str, Any]) -> dict[str, str]:
 @cache
 def _versions() -> dict[str, str]:
     installed = {"edgediff": __version__, "python": platform.python_version()}
-    for name in RECORDED_PACKAGES:
-        try:
-            installed[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return installed
+    found = {name: installed_version(name) for name in RECORDED_PACKAGES}
+    return installed | {name: version for name, version in found.items() if version}
+
+
+def installed_version(distribution: str) -> str | None:
+    """Return the version of an installed distribution, or None."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def made() -> dict[str, Any]:

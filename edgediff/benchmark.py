@@ -10,14 +10,13 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from edgediff import model_folder, teacher
+from edgediff import model_folder, roles
 from edgediff.artifacts import content_hash, cpu_name, read_result, result_up_to_date, write_result
 from edgediff.backends import has_gpu
 from edgediff.backends.memory import peak_memory_mib
@@ -26,26 +25,15 @@ from edgediff.backends.pytorch import PyTorchDenoiser
 from edgediff.backends.tensorrt import EngineDenoiser
 from edgediff.diffusion.denoiser import Denoiser
 from edgediff.errors import BadInputError, StageFailedError
-from edgediff.metrics.cost import macs, parameter_bytes, parameter_count
+from edgediff.metrics.cost import model_cost
 from edgediff.metrics.percentiles import latency_summary
 from edgediff.model_folder import Loaded
 from edgediff.output import Output, Progress, number
 from edgediff.recipe import BenchmarkConfig, Recipe
-from edgediff.results import Cost, Latency, LatencyProfile, LatencyRow
+from edgediff.results import Latency, LatencyProfile, LatencyRow
 from edgediff.run import ROLES, Role, Run
 
 Key = TypeVar("Key")
-VERBS: dict[Role, str] = {"pruned": "prune", "student": "distill"}
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """The denoisers of one backend, by role, and where each one's file is (for the memory measurement)."""
-
-    backend: str
-    device: str
-    denoisers: Mapping[Role, Denoiser]
-    paths: Mapping[Role, Path]
 
 
 def benchmark(run: Run, recipe: Recipe, output: Output) -> Latency:
@@ -54,14 +42,8 @@ def benchmark(run: Run, recipe: Recipe, output: Output) -> Latency:
     Raises: BadInputError when a model or its export is missing; StageFailedError for a model whose output is not
     finite.
     """
-    folders: dict[Role, Path] = {
-        "teacher": teacher.resolve(recipe.teacher).folder,
-        "pruned": run.pruned,
-        "student": run.student,
-    }
+    folders = {role: roles.folder(run, recipe, role) for role in ROLES}
     for role in ROLES:
-        if not folders[role].is_dir():
-            raise BadInputError(f"nothing to time: `{folders[role]}`", f"run `edgediff {VERBS[role]} {run.path}` first")
         if not (run.onnx(role) / "manifest.json").is_file():
             raise BadInputError(f"nothing to time: `{run.onnx(role)}`", f"run `edgediff export {run.path}` first")
     loaded = {role: model_folder.load(folders[role]) for role in ROLES}
@@ -87,13 +69,12 @@ def benchmark(run: Run, recipe: Recipe, output: Output) -> Latency:
     output.stage("benchmark", f"{settings.iterations} rounds, {settings.threads} thread(s)")
     rows: list[LatencyRow] = []
     with _threads(settings.threads):
-        for candidates in _candidates(run, folders, loaded, settings):
+        for denoisers, paths in _candidates(run, folders, loaded, settings):
             for batch_size in settings.batch_sizes:
-                what = f"{candidates.backend} {candidates.device}, batch {batch_size}"
-                rounds = settings.iterations + settings.warmup_iterations
-                with output.progress(what, len(candidates.denoisers) * (rounds + 1)) as progress:
-                    rows += _timed(candidates, loaded, batch_size, settings, steps, progress)
-    rows += _engine_rows(run, recipe, loaded["student"], steps)
+                batch = loaded["teacher"].family.example_inputs(loaded["teacher"].model.config, batch_size)
+                seconds = _timed(denoisers, batch, settings, output)
+                rows += _rows(denoisers, paths, seconds, batch_size, recipe)
+    rows += _engine_rows(run, recipe, loaded["student"], output)
     latency = Latency(
         profile=LatencyProfile(
             device=cpu_name(),
@@ -103,7 +84,7 @@ def benchmark(run: Run, recipe: Recipe, output: Output) -> Latency:
             num_inference_steps=steps,
             sample_shape=loaded["teacher"].sample_shape,
         ),
-        costs={role: _cost(loaded[role]) for role in ROLES},
+        costs={role: model_cost(loaded[role].family, loaded[role].model.config) for role in ROLES},
         rows=rows,
     )
     write_result(run.latency, latency.model_dump(mode="json"), stage="benchmark", config=config, inputs=inputs)
@@ -168,56 +149,54 @@ def show(latency: Latency, output: Output) -> None:
 
 def _candidates(
     run: Run, folders: Mapping[Role, Path], loaded: Mapping[Role, Loaded], config: BenchmarkConfig
-) -> Iterator[Candidates]:
-    """Yield the backends one after the other, so that only one backend's models are in memory beside the CPU's."""
+) -> Iterator[tuple[dict[Role, Denoiser], Mapping[Role, Path]]]:
+    """Yield the denoisers of one backend after the other, with their files where peak memory can be measured.
+
+    One after the other, so that only one backend's models are in memory beside the loaded ones.
+    """
     graphs = {role: run.onnx(role) / "model.onnx" for role in ROLES}
-    eager = {role: PyTorchDenoiser(loaded[role].model, loaded[role].family) for role in ROLES}
-    yield Candidates("pytorch", "cpu", eager, folders)
-    sessions = {role: OnnxRuntimeDenoiser(graphs[role], threads=config.threads) for role in ROLES}
-    yield Candidates("onnxruntime", "cpu", sessions, graphs)
+    yield {role: PyTorchDenoiser(loaded[role].model, loaded[role].family) for role in ROLES}, folders
+    yield {role: OnnxRuntimeDenoiser(graphs[role], threads=config.threads) for role in ROLES}, graphs
     if has_gpu():
-        on_gpu = {role: PyTorchDenoiser(loaded[role].model, loaded[role].family, "cuda") for role in ROLES}
-        yield Candidates("pytorch", "cuda", on_gpu, {})
+        yield {role: PyTorchDenoiser(loaded[role].model, loaded[role].family, "cuda") for role in ROLES}, {}
         if CUDA_PROVIDER in available_providers():
-            on_gpu_too = {role: OnnxRuntimeDenoiser(graphs[role], provider=CUDA_PROVIDER) for role in ROLES}
-            yield Candidates("onnxruntime", "cuda", on_gpu_too, {})
+            yield {role: OnnxRuntimeDenoiser(graphs[role], provider=CUDA_PROVIDER) for role in ROLES}, {}
 
 
 def _timed(
-    candidates: Candidates,
-    loaded: Mapping[Role, Loaded],
+    denoisers: Mapping[Role, Denoiser], inputs: Mapping[str, Tensor], config: BenchmarkConfig, output: Output
+) -> dict[Role, list[float]]:
+    first, batch_size = next(iter(denoisers.values())), len(inputs["sample"])
+    rounds = config.iterations + config.warmup_iterations
+    what = f"{first.backend} {first.device}, batch {batch_size}"
+    with output.progress(what, len(denoisers) * rounds) as progress:
+        return time_side_by_side(denoisers, inputs, config, progress)
+
+
+def _rows(
+    denoisers: Mapping[Role, Denoiser],
+    paths: Mapping[Role, Path],
+    seconds: Mapping[Role, list[float]],
     batch_size: int,
-    config: BenchmarkConfig,
-    steps: int,
-    progress: Progress,
-) -> list[LatencyRow]:
-    inputs = loaded["teacher"].family.example_inputs(loaded["teacher"].model.config, batch_size)
-    seconds = time_side_by_side(candidates.denoisers, inputs, config, progress)
-    rows = []
+    recipe: Recipe,
+) -> Iterator[LatencyRow]:
+    threads, steps = recipe.benchmark.threads, recipe.evaluate.num_inference_steps
     for role, taken in seconds.items():
-        ratios = [big / small for big, small in zip(seconds["teacher"], taken, strict=True)]
-        memory = None
-        if role in candidates.paths:
-            memory = peak_memory_mib(
-                candidates.backend, candidates.paths[role], batch_size=batch_size, threads=config.threads
-            )
-        progress.advance()
-        rows.append(
-            _row(role, candidates.backend, candidates.device, batch_size, taken, steps).model_copy(
-                update={"speedup": statistics.median(ratios), "peak_memory_mib": memory}
-            )
-        )
-    return rows
+        row = _row(role, denoisers[role], batch_size, taken, steps)
+        row.speedup = statistics.median(big / own for big, own in zip(seconds["teacher"], taken, strict=True))
+        if role in paths:
+            row.peak_memory_mib = peak_memory_mib(row.backend, paths[role], batch_size=batch_size, threads=threads)
+        yield row
 
 
-def _row(role: Role, backend: str, device: str, batch_size: int, seconds: list[float], steps: int) -> LatencyRow:
+def _row(role: Role, denoiser: Denoiser, batch_size: int, seconds: list[float], steps: int) -> LatencyRow:
     summary = latency_summary(seconds)
     p50 = float(summary["latency_p50_ms"])
     return LatencyRow(
         role=role,
-        backend=backend,
-        device=device,
-        precision="fp32",
+        backend=denoiser.backend,
+        device=denoiser.device,
+        precision=denoiser.precision,
         batch_size=batch_size,
         status="measured",
         step_p50_ms=p50,
@@ -228,22 +207,25 @@ def _row(role: Role, backend: str, device: str, batch_size: int, seconds: list[f
     )
 
 
-def _engine_rows(run: Run, recipe: Recipe, student: Loaded, steps: int) -> list[LatencyRow]:
-    rows = []
+def _engine_rows(run: Run, recipe: Recipe, student: Loaded, output: Output) -> Iterator[LatencyRow]:
     for backend in recipe.build.backends:
         for batch_size in recipe.benchmark.batch_sizes:
             reason = _why_no_engine(run, recipe, backend, batch_size)
             if reason:
-                rows.append(
-                    LatencyRow(role="student", backend=backend, device="cuda", precision="fp32",
-                               batch_size=batch_size, status="not run", reason=reason)
-                )  # fmt: skip
+                yield LatencyRow(
+                    role="student",
+                    backend=backend,
+                    device=EngineDenoiser.device,
+                    precision=EngineDenoiser.precision,
+                    batch_size=batch_size,
+                    status="not run",
+                    reason=reason,
+                )
                 continue
             engine = EngineDenoiser(backend, run.engine(backend) / "model.engine")
-            inputs = student.family.example_inputs(student.model.config, batch_size, device="cuda")
-            seconds = _engine_seconds(engine, inputs, recipe.benchmark)
-            rows.append(_row("student", backend, "cuda", batch_size, seconds, steps))
-    return rows
+            inputs = student.family.example_inputs(student.model.config, batch_size)
+            seconds = _timed({"student": engine}, inputs, recipe.benchmark, output)
+            yield _row("student", engine, batch_size, seconds["student"], recipe.evaluate.num_inference_steps)
 
 
 def _why_no_engine(run: Run, recipe: Recipe, backend: str, batch_size: int) -> str:
@@ -256,18 +238,6 @@ def _why_no_engine(run: Run, recipe: Recipe, backend: str, batch_size: int) -> s
     return ""
 
 
-def _engine_seconds(engine: Denoiser, inputs: Mapping[str, Tensor], config: BenchmarkConfig) -> list[float]:
-    seconds = []
-    for index in range(config.warmup_iterations + config.iterations):
-        began = time.perf_counter()
-        prediction = engine(**inputs)  # waits for its stream
-        if index >= config.warmup_iterations:
-            seconds.append(time.perf_counter() - began)
-        elif not bool(torch.isfinite(prediction).all()):
-            raise StageFailedError(f"student on {engine.backend} predicts values that are not finite")
-    return seconds
-
-
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
@@ -276,11 +246,3 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _cost(loaded: Loaded) -> Cost:
-    return Cost(
-        params=parameter_count(loaded.model),
-        macs=macs(loaded.model, loaded.family.example_inputs(loaded.model.config)),
-        bytes=parameter_bytes(loaded.model),
-    )

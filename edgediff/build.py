@@ -61,7 +61,7 @@ def _check_export(run: Run) -> None:
     if not (exported / "manifest.json").is_file():
         raise BadInputError(f"nothing to build from: `{exported}`", f"run `edgediff export {run.path}` first")
     made_from = verify(exported)["inputs"]["weights"]
-    if run.student.is_dir() and made_from != model_folder.load(run.student).sha256:
+    if run.student.is_dir() and made_from != model_folder.fingerprint(run.student):
         raise BadInputError(
             f"exported before the student that stands there now: `{exported}`",
             f"run `edgediff export {run.path}` again",

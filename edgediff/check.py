@@ -24,6 +24,7 @@ from edgediff.artifacts import read_object, read_result, write_json
 from edgediff.errors import BadInputError, CorruptArtifactError, NotComparableError, nearest
 from edgediff.output import Output
 from edgediff.results import DIRECTIONS, SCHEMA_VERSION, LatencyProfile, QualityProfile, Report
+from edgediff.validation import problems
 
 Direction = Literal["lower", "higher"]
 
@@ -224,7 +225,8 @@ def read_report(path: Path) -> Report:
     try:
         return Report.model_validate(value)
     except ValidationError as error:
-        raise CorruptArtifactError(f"not a report of this version: `{file}`", _problems(error, Report)) from error
+        found = "; ".join(problems(error, Report))
+        raise CorruptArtifactError(f"not a report of this version: `{file}`", found) from error
 
 
 def read_baseline(path: Path) -> Baseline:
@@ -243,7 +245,7 @@ def read_baseline(path: Path) -> Baseline:
     try:
         baseline = Baseline.model_validate(value)
     except ValidationError as error:
-        raise BadInputError(f"not a baseline: `{path}`", _problems(error, Baseline)) from error
+        raise BadInputError(f"not a baseline: `{path}`", "; ".join(problems(error, Baseline))) from error
     for name, gate in baseline.gates.items():
         if gate.direction not in (None, direction(name)):
             raise BadInputError(
@@ -318,16 +320,3 @@ def _require_comparable(report: Report, baseline: Baseline) -> None:
 def _differing(run: BaseModel, baseline: BaseModel, ignored: set[str] | None = None) -> list[str]:
     a, b = run.model_dump(mode="json", exclude=ignored), baseline.model_dump(mode="json")
     return [f"{key} {a[key]}, baseline {b[key]}" for key in a if a[key] != b[key]]
-
-
-def _problems(error: ValidationError, model: type[BaseModel]) -> str:
-    """Word every problem of a file of this model: `key: what is wrong`, unknown keys with the nearest known one."""
-    found = []
-    for problem in error.errors():
-        location = [str(part) for part in problem["loc"]]
-        said = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            holder = {1: model, 3: Gate if location[0] == "gates" else None}.get(len(location))
-            said = f"unknown key, {nearest(location[-1], holder.model_fields)}" if holder else "unknown key"
-        found.append(f"{'.'.join(location)}: {said}")
-    return "; ".join(found)

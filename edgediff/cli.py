@@ -6,12 +6,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from edgediff import __version__
-from edgediff.errors import EdgeDiffError, InterruptedStageError
+from edgediff.errors import BadInputError, EdgeDiffError, InterruptedStageError
 
 if TYPE_CHECKING:
     from edgediff.output import Output
@@ -47,7 +47,7 @@ Ratio = Annotated[float | None, typer.Option(help="Fraction of channels removed,
 Params = Annotated[str | None, typer.Option(help="Parameters that stay, such as 250k.")]
 Macs = Annotated[str | None, typer.Option(help="MACs of one forward that stay, such as 1.5G.")]
 Kd = Annotated[str | None, typer.Option(help="none, output, lift or place.")]
-Trt = Annotated[bool, typer.Option("--trt", help="Build TensorRT engines with every builder installed.")]
+Trt = Annotated[bool, typer.Option("--trt", help="Build TensorRT engines with every builder that can build here.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -77,11 +77,11 @@ def compress(
     quiet: Quiet = False,
 ) -> None:
     """Prune, distill, export, build, time, score and report: the whole line over one run folder."""
-    with _speaking(json, quiet, f"edgediff compress … --out {out} --resume") as output:
+    with _speaking(json, quiet) as output:
         from edgediff import pipeline
         from edgediff.run import Run
 
-        resolved = _resolve(recipe, teacher, ratio, params, macs, kd, trt, overrides)
+        resolved = _resolve(recipe, teacher, ratio, params, macs, _with_trt(overrides, trt), kd)
         if dry_run:
             _show_plan(resolved, output)
             return
@@ -98,18 +98,16 @@ def prune(
     ratio: Ratio = None,
     params: Params = None,
     macs: Macs = None,
-    kd: Kd = None,
-    trt: Trt = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Start a run: cut a teacher to a student of fewer channels. The other stages go on from its folder."""
-    with _speaking(json, quiet, "the same command") as output:
+    with _speaking(json, quiet) as output:
         from edgediff import pipeline
         from edgediff.prune import prune as verb
         from edgediff.run import Run
 
-        run, resolved = Run(out), _resolve(recipe, teacher, ratio, params, macs, kd, trt, overrides)
+        run, resolved = Run(out), _resolve(recipe, teacher, ratio, params, macs, overrides)
         pipeline.prepare(run, resolved)
         output.data(verb(run, resolved, output).model_dump(mode="json"))
 
@@ -119,7 +117,7 @@ def distill(
     run: RunFolder, overrides: Overrides = None, resume: Resume = False, json: Json = False, quiet: Quiet = False
 ) -> None:
     """Train the pruned student to follow its teacher (LIFT/PLACE, or a rival)."""
-    with _stage(run, overrides, json, quiet, f"edgediff distill {run} --resume", resume) as (folder, recipe, output):
+    with _stage(run, overrides, json, quiet) as (folder, recipe, output):
         from edgediff.distill import distill as verb
 
         output.data(verb(folder, recipe, output, resume=resume).model_dump(mode="json"))
@@ -130,7 +128,7 @@ def export(
     run: RunFolder, overrides: Overrides = None, trt: Trt = False, json: Json = False, quiet: Quiet = False
 ) -> None:
     """Write teacher, pruned model and student as ONNX, each checked against PyTorch."""
-    with _stage(run, _with_trt(overrides, trt), json, quiet, f"edgediff export {run}") as (folder, recipe, output):
+    with _stage(run, _with_trt(overrides, trt), json, quiet) as (folder, recipe, output):
         from edgediff.build import build as build_verb
         from edgediff.export import export as verb
         from edgediff.run import ROLES
@@ -146,7 +144,7 @@ def build(
     run: RunFolder, overrides: Overrides = None, trt: Trt = False, json: Json = False, quiet: Quiet = False
 ) -> None:
     """Build the student's engines with the recipe's builders."""
-    with _stage(run, _with_trt(overrides, trt), json, quiet, f"edgediff build {run}") as (folder, recipe, output):
+    with _stage(run, _with_trt(overrides, trt), json, quiet) as (folder, recipe, output):
         from edgediff.build import build as verb
 
         output.data({"builds": [built.model_dump(mode="json") for built in verb(folder, recipe, output)]})
@@ -155,7 +153,7 @@ def build(
 @app.command()
 def bench(run: RunFolder, overrides: Overrides = None, json: Json = False, quiet: Quiet = False) -> None:
     """Time teacher, pruned model and student side by side on every backend that runs here."""
-    with _stage(run, overrides, json, quiet, f"edgediff bench {run}") as (folder, recipe, output):
+    with _stage(run, overrides, json, quiet) as (folder, recipe, output):
         from edgediff.benchmark import benchmark as verb
 
         output.data(verb(folder, recipe, output).model_dump(mode="json"))
@@ -164,7 +162,7 @@ def bench(run: RunFolder, overrides: Overrides = None, json: Json = False, quiet
 @app.command("eval")
 def evaluate(run: RunFolder, overrides: Overrides = None, json: Json = False, quiet: Quiet = False) -> None:
     """Draw images and score them against real ones and against the teacher's of the same seeds."""
-    with _stage(run, overrides, json, quiet, f"edgediff eval {run}") as (folder, recipe, output):
+    with _stage(run, overrides, json, quiet) as (folder, recipe, output):
         from edgediff.evaluate import evaluate as verb
 
         output.data(verb(folder, recipe, output).model_dump(mode="json"))
@@ -173,7 +171,7 @@ def evaluate(run: RunFolder, overrides: Overrides = None, json: Json = False, qu
 @app.command()
 def report(run: RunFolder, overrides: Overrides = None, json: Json = False, quiet: Quiet = False) -> None:
     """Write report.json, report.html and the model card from what the stages left."""
-    with _stage(run, overrides, json, quiet, f"edgediff report {run}") as (folder, recipe, output):
+    with _stage(run, overrides, json, quiet) as (folder, recipe, output):
         from edgediff.report import report as verb
 
         output.data(verb(folder, recipe, output).model_dump(mode="json"))
@@ -189,7 +187,7 @@ def check(
     quiet: Quiet = False,
 ) -> None:
     """Gate a run in CI. Exit code 0: no regression, 1: regression, 2: bad input, 3: not comparable."""
-    with _speaking(json, quiet, "the same command") as output:
+    with _speaking(json, quiet) as output:
         from edgediff import check as gate
         from edgediff.artifacts import write_text
 
@@ -208,7 +206,7 @@ def check(
 @app.command()
 def doctor(json: Json = False, quiet: Quiet = False) -> None:
     """Say what is installed and which backends can build and run here, and why the others cannot."""
-    with _speaking(json, quiet, "edgediff doctor") as output:
+    with _speaking(json, quiet) as output:
         from edgediff.doctor import doctor as verb
 
         output.data(verb(output).model_dump(mode="json"))
@@ -219,7 +217,7 @@ def teachers(context: typer.Context, json: Json = False) -> None:
     """List the teachers that come along."""
     if context.invoked_subcommand:
         return
-    with _speaking(json, False, "edgediff teachers") as output:
+    with _speaking(json, False) as output:
         from edgediff.teacher import zoo
 
         rows = [teacher.summary() for teacher in zoo().values()]
@@ -234,7 +232,7 @@ def teachers(context: typer.Context, json: Json = False) -> None:
 @teachers_app.command("show")
 def teachers_show(name: Annotated[str, typer.Argument(help="A teacher's name, or a pipeline folder.")]) -> None:
     """Print a teacher's model card."""
-    with _speaking(False, False, "edgediff teachers show") as output:
+    with _speaking(False, False) as output:
         from edgediff.teacher import resolve
 
         output.page(resolve(name).card())
@@ -250,7 +248,7 @@ def teacher_train(
     quiet: Quiet = False,
 ) -> None:
     """Train a small teacher from nothing, score it, and write its card."""
-    with _speaking(json, quiet, f"edgediff teacher train {recipe} --resume") as output:
+    with _speaking(json, quiet) as output:
         from edgediff.recipe import TeacherRecipe, apply_overrides, read_yaml
         from edgediff.recipe import check as check_recipe
         from edgediff.train_teacher import train_teacher
@@ -267,7 +265,7 @@ def recipes(context: typer.Context, json: Json = False) -> None:
     """List the recipes that come along."""
     if context.invoked_subcommand:
         return
-    with _speaking(json, False, "edgediff recipes") as output:
+    with _speaking(json, False) as output:
         from edgediff.recipe import packaged
 
         rows = [{"name": name, "path": str(path), "about": about} for name, (path, about) in packaged().items()]
@@ -278,14 +276,14 @@ def recipes(context: typer.Context, json: Json = False) -> None:
 @recipes_app.command("show")
 def recipes_show(name: Annotated[str, typer.Argument(help="The name of a recipe that comes along.")]) -> None:
     """Print a recipe."""
-    with _speaking(False, False, "edgediff recipes show") as output:
+    with _speaking(False, False) as output:
         from edgediff.recipe import find
 
         output.page(find(name).read_text(encoding="utf-8"))
 
 
 @contextmanager
-def _speaking(json: bool, quiet: bool, resume_with: str) -> Iterator[Output]:
+def _speaking(json: bool, quiet: bool) -> Iterator[Output]:
     """Give a command its voice, and word a SIGINT as what it is: a pause."""
     from edgediff.output import Output
 
@@ -294,16 +292,14 @@ def _speaking(json: bool, quiet: bool, resume_with: str) -> Iterator[Output]:
         yield output
     except KeyboardInterrupt as error:
         raise InterruptedStageError(
-            "interrupted; finished stages are kept", f"go on with {_code(resume_with)}"
+            "interrupted; finished stages are kept", "run the same command again to go on"
         ) from error
 
 
 @contextmanager
-def _stage(
-    path: Path, overrides: list[str] | None, json: bool, quiet: bool, resume_with: str, resume: bool = False
-) -> Iterator[tuple[Run, Recipe, Output]]:
+def _stage(path: Path, overrides: list[str] | None, json: bool, quiet: bool) -> Iterator[tuple[Run, Recipe, Output]]:
     """Open an existing run with its recipe, changed by the overrides, for one stage."""
-    with _speaking(json, quiet, resume_with) as output:
+    with _speaking(json, quiet) as output:
         from edgediff import pipeline
         from edgediff.recipe import Recipe, apply_overrides
         from edgediff.recipe import check as check_recipe
@@ -324,9 +320,8 @@ def _resolve(
     ratio: float | None,
     params: str | None,
     macs: str | None,
-    kd: str | None,
-    trt: bool,
     overrides: list[str] | None,
+    kd: str | None = None,
 ) -> Recipe:
     """Put recipe file, options and overrides together, in that order, and check the whole once."""
     from edgediff.recipe import Recipe, apply_overrides, find, read_yaml
@@ -343,7 +338,7 @@ def _resolve(
         values["teacher"] = teacher
     if kd is not None:
         values["distill"] = {**(values.get("distill") or {}), "kd": kd}
-    values = apply_overrides(values, _with_trt(overrides, trt) or ())
+    values = apply_overrides(values, overrides or ())
     values.setdefault("prune", {})
     return check_recipe(values, Recipe, f"recipe `{recipe}`" if recipe else "options")
 
@@ -351,9 +346,13 @@ def _resolve(
 def _with_trt(overrides: list[str] | None, trt: bool) -> list[str] | None:
     if not trt:
         return overrides
-    from edgediff.backends import installed_builders
+    from edgediff.backends import usable_builders
+    from edgediff.backends.tensorrt import library
 
-    return [f"build.backends=[{', '.join(installed_builders())}]", *(overrides or [])]
+    builders = usable_builders()
+    if not builders:
+        library("tensorrt_rtx")  # says how to install the one that builds on any machine
+    return [f"build.backends=[{', '.join(builders)}]", *(overrides or [])]
 
 
 def _show_plan(recipe: Recipe, output: Output) -> None:
@@ -366,8 +365,8 @@ def _show_plan(recipe: Recipe, output: Output) -> None:
         ["", "teacher", "student"],
         [
             ["widths", *widths],
-            ["parameters", f"{found.params_before:,}", f"{found.params_after:,}"],
-            ["MACs", f"{found.macs_before:,}", f"{found.macs_after:,}"],
+            ["parameters", f"{found.before.params:,}", f"{found.after.params:,}"],
+            ["MACs", f"{found.before.macs:,}", f"{found.after.macs:,}"],
         ],
     )
     total = sum(stage.seconds for stage in found.stages)
@@ -385,16 +384,20 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
-def _code(text: str) -> str:
-    return f"`{text}`" if text.startswith("edgediff") else text
-
-
 def main() -> None:
     """Run the command line; the one place where an error becomes words and an exit code."""
     try:
         app()
     except EdgeDiffError as error:
-        from edgediff.output import Output
+        _fail(error)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _fail(BadInputError(f"cannot use `{error.filename}`: {error.strerror}"))
 
-        Output("json" if "--json" in sys.argv else "human").error(error)
-        raise SystemExit(error.exit_code) from None
+
+def _fail(error: EdgeDiffError) -> NoReturn:
+    from edgediff.output import Output
+
+    Output("json" if "--json" in sys.argv else "human").error(error)
+    raise SystemExit(error.exit_code)

@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from edgediff import data, model_folder, teacher
+from edgediff import data, model_folder, roles
 from edgediff.artifacts import atomic_folder, content_hash, digest, read_json, up_to_date, write_manifest
 from edgediff.backends import best_device
 from edgediff.data.images import Images
-from edgediff.data.order import batch_indices
-from edgediff.diffusion.noising import antithetic_timesteps, prediction_target
-from edgediff.errors import BadInputError
 from edgediff.losses import KD, diffusion
 from edgediff.model_folder import Loaded
 from edgediff.output import Output
 from edgediff.recipe import DistillConfig, Recipe
 from edgediff.results import TrainingSummary
 from edgediff.run import Run
-from edgediff.training import checkpoint
+from edgediff.training import checkpoint, log
+from edgediff.training.batches import noised_batch
 from edgediff.training.loop import train
 
 
 class Distillation:
     """The objective diffusion_weight · L_diff + kd_weight · L_KD of one student and its frozen teacher.
 
-    The timesteps of a batch are antithetic pairs; every draw comes from the step's own generator.
+    Both see the same noised batch.
     """
 
     def __init__(self, student: Loaded, teacher: Loaded, images: Images, config: DistillConfig) -> None:
@@ -41,26 +37,17 @@ class Distillation:
     def __call__(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Return the loss of training step `step` and its parts, for `training.loop.train`."""
         config, scheduler = self.config, self.teacher.scheduler
-        indices = batch_indices(
-            step,
-            num_images=len(self.images),
-            batch_size=config.training.batch_size,
-            seed=config.training.seed,
+        batch = noised_batch(
+            step, generator, images=self.images, scheduler=scheduler, config=config.training, device=self.device
         )
-        x0 = self.images.batch(indices).to(self.device)
-        # Drawn on the CPU wherever the models are, so that a seed means the same batch on every device.
-        noise = torch.randn(x0.shape, generator=generator).to(self.device)
-        timestep = antithetic_timesteps(len(x0), scheduler.config.num_train_timesteps, generator).to(self.device)
-        sample = scheduler.add_noise(x0, noise, timestep)
-        prediction = self.student.family.prediction(self.student.model, sample, timestep)
-        target = prediction_target(scheduler, x0, noise, timestep)
-        data_term = diffusion(prediction, target, reduction=config.reduction)
+        prediction = self.student.family.prediction(self.student.model, batch.sample, batch.timestep)
+        data_term = diffusion(prediction, batch.target, reduction=config.reduction)
         loss = config.diffusion_weight * data_term
         values = {"diffusion": float(data_term.detach())}
         if self.kd is None:
             return loss, values
         with torch.no_grad():
-            target = self.teacher.family.prediction(self.teacher.model, sample, timestep)
+            target = self.teacher.family.prediction(self.teacher.model, batch.sample, batch.timestep)
         terms = self.kd(prediction, target, group_size=config.group_size, reduction=config.reduction)
         parts = {name: float(value.detach()) for name, value in terms._asdict().items() if name != "total"}
         return loss + config.kd_weight * terms.total, {**values, "kd": float(terms.total.detach()), **parts}
@@ -73,25 +60,23 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
     Raises: BadInputError when there is nothing pruned yet, or an unfinished training and no `resume`;
     StageFailedError at a non-finite loss; InterruptedStageError on SIGINT.
     """
-    if not (run.pruned / "manifest.json").is_file():
-        raise BadInputError(f"nothing to distill: `{run.pruned}`", f"run `edgediff prune {run.path}` first")
-    big = model_folder.load(teacher.resolve(recipe.teacher).folder)
+    source = roles.folder(run, recipe, "pruned")
+    big = model_folder.load(roles.folder(run, recipe, "teacher"))
     images = data.load(recipe.data, "train", shape=big.sample_shape)
     config = {"distill": recipe.distill.model_dump(mode="json"), "data": recipe.data.model_dump(mode="json")}
-    inputs = {"teacher": big.sha256, "pruned": content_hash(run.pruned), "images": images.sha256}
+    inputs = {"teacher": big.sha256, "pruned": content_hash(source), "images": images.sha256}
     if up_to_date(run.student, stage="distill", config=config, inputs=inputs):
         summary = TrainingSummary.model_validate(read_json(run.student / "manifest.json")["training"])
         output.stage("distill", f"up to date: {summary.steps} steps with kd {summary.kd}")
         return summary
 
-    small = model_folder.load(run.pruned)
+    small = model_folder.load(source)
     settings = recipe.distill.training
     output.stage("distill", f"kd {recipe.distill.kd}, {settings.steps} steps of {settings.batch_size}")
     for loaded in (small, big):
         loaded.model.to(best_device())
     objective = Distillation(small, big, images, recipe.distill)
-    state = run.checkpoints / checkpoint.FILE_NAME
-    done = checkpoint.read_facts(state)["step"] if resume and state.exists() else 0
+    done = checkpoint.finished_steps(run.checkpoints) if resume else 0
     with output.progress("distill", settings.steps, done) as progress:
         result = train(
             small.model,
@@ -108,7 +93,7 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
         steps=result.steps,
         batch_size=settings.batch_size,
         steps_per_second=result.steps_per_second,
-        final=last_mean(run.train_log),
+        final=log.last_mean(log.read(run.train_log)),
     )
     with atomic_folder(run.student) as temporary:
         model_folder.save(temporary, small.model, small.scheduler)
@@ -123,13 +108,6 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
         )
     output.stage("distill", f"{summary.steps} steps, {summary.steps_per_second:.2f} a second")
     return summary
-
-
-def last_mean(log: Path) -> dict[str, float]:
-    """Return the mean of every logged quantity over the last tenth of the steps."""
-    lines = log.read_text(encoding="utf-8").splitlines()
-    tail = [json.loads(line) for line in lines[-max(1, len(lines) // 10) :]]
-    return {name: sum(line[name] for line in tail) / len(tail) for name in tail[0] if name != "step"}
 
 
 def _untrained(config: DistillConfig) -> dict[str, Any]:

@@ -4,30 +4,19 @@ from __future__ import annotations
 
 import platform
 import shutil
-from importlib import metadata
 from pathlib import Path
 
 import psutil
 from pydantic import BaseModel
 
 from edgediff import __version__
-from edgediff.artifacts import cpu_name
-from edgediff.backends import availability
+from edgediff.artifacts import cpu_name, installed_version
+from edgediff.backends import Availability, availability
 from edgediff.output import Output
 
 PACKAGES = ("torch", "diffusers", "torch-pruning", "safetensors", "onnx", "onnxscript", "onnxruntime")
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8", "neon", "asimd")
 ENOUGH_MEMORY_GIB, ENOUGH_DISK_GIB = 2.0, 1.0
-
-
-class BackendHealth(BaseModel):
-    """One backend on this machine."""
-
-    backend: str
-    version: str | None
-    can_build: bool
-    can_run: bool
-    why_not: str
 
 
 class Health(BaseModel):
@@ -44,7 +33,7 @@ class Health(BaseModel):
     memory_free_gib: float
     disk_free_gib: float  # where the current folder is
     gpus: list[str]
-    backends: list[BackendHealth]
+    backends: dict[str, Availability]
     problems: list[str]  # each with what to do about it
 
 
@@ -55,7 +44,7 @@ def doctor(output: Output) -> Health:
         edgediff=__version__,
         python=platform.python_version(),
         system=platform.platform(),
-        packages={name: _version(name) for name in PACKAGES},
+        packages={name: installed_version(name) for name in PACKAGES},
         cpu=cpu_name(),
         cores=len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count(),
         cpu_features=_cpu_features(),
@@ -63,16 +52,7 @@ def doctor(output: Output) -> Health:
         memory_free_gib=memory.available / 2**30,
         disk_free_gib=shutil.disk_usage(Path.cwd()).free / 2**30,
         gpus=_gpus(),
-        backends=[
-            BackendHealth(
-                backend=name,
-                version=found.version,
-                can_build=found.can_build,
-                can_run=found.can_run,
-                why_not=found.why_not,
-            )
-            for name, found in availability().items()
-        ],
+        backends=availability(),
         problems=[],
     )
     health.problems = _problems(health)
@@ -114,24 +94,17 @@ def _show(health: Health, output: Output) -> None:
         ["", "version", "builds here", "runs here", "why not"],
         [
             [
-                backend.backend,
+                name,
                 backend.version or "–",
                 "yes" if backend.can_build else "no",
                 "yes" if backend.can_run else "no",
                 backend.why_not,
             ]
-            for backend in health.backends
+            for name, backend in health.backends.items()
         ],
     )
     for problem in health.problems:
         output.say(f"problem: {problem}")
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _cpu_features() -> list[str]:

@@ -8,14 +8,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from edgediff import data, model_folder, teacher
+from edgediff import data, model_folder, roles
 from edgediff.artifacts import atomic_file, content_hash, read_result, result_up_to_date, write_result
 from edgediff.backends import best_device
 from edgediff.backends.onnxruntime import OnnxRuntimeDenoiser
 from edgediff.backends.pytorch import PyTorchDenoiser
 from edgediff.data.images import Images
+from edgediff.data.order import evenly
 from edgediff.diffusion.denoiser import Denoiser
-from edgediff.errors import BadInputError
 from edgediff.metrics.features import EfficientNetLite0, efficientnet_lite0
 from edgediff.model_folder import Loaded
 from edgediff.output import Output
@@ -34,11 +34,7 @@ def evaluate(run: Run, recipe: Recipe, output: Output) -> Quality:
     Images come from PyTorch on a GPU, else from ONNX Runtime where the role was exported, else from PyTorch; the row
     says which.
     """
-    folders = {"teacher": teacher.resolve(recipe.teacher).folder, "pruned": run.pruned, "student": run.student}
-    for role, folder in folders.items():
-        if not folder.is_dir():
-            verb = {"pruned": "prune", "student": "distill"}[role]
-            raise BadInputError(f"nothing to evaluate: `{folder}`", f"run `edgediff {verb} {run.path}` first")
+    folders = {role: roles.folder(run, recipe, role) for role in ROLES}
     loaded = {role: model_folder.load(folders[role]) for role in ROLES}
     shape = loaded["teacher"].sample_shape
     reference = data.load(recipe.data, "test", shape=shape)
@@ -83,7 +79,7 @@ def error_map(teacher: Loaded, student: Loaded, images: Images) -> dict[str, Ten
 
     Returns: `timesteps` (T,) int64, and `squared_error` (T, H, W) float32, the mean over images and channels.
     """
-    x0 = images.batch(torch.linspace(0, len(images) - 1, min(ERROR_MAP_IMAGES, len(images))).long())
+    x0 = images.batch(evenly(len(images), ERROR_MAP_IMAGES))
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
     last = teacher.scheduler.config.num_train_timesteps - 1
     timesteps = torch.linspace(0, last, ERROR_MAP_TIMESTEPS).long()

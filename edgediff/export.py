@@ -15,7 +15,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from edgediff import model_folder, teacher
+from edgediff import model_folder, roles
 from edgediff.artifacts import atomic_folder, read_json, up_to_date, write_json, write_manifest
 from edgediff.backends.onnxruntime import OnnxRuntimeDenoiser
 from edgediff.backends.pytorch import PyTorchDenoiser
@@ -32,7 +32,6 @@ EXTERNAL_DATA_BYTES = 1_500_000_000  # a protobuf file ends at 2 GB
 MEMORY_COPIES = 4  # of the weights: the model, the graph being written, and two while ONNX Runtime loads it
 WRITING_SHARE = 10  # of the progress: what writing the graph takes, in comparisons at one batch size
 EXPORT_BATCH = 2  # 1 would be taken for a constant
-VERBS = {"pruned": "prune", "student": "distill"}
 
 
 def export(run: Run, recipe: Recipe, role: Role, output: Output) -> Parity:
@@ -42,18 +41,15 @@ def export(run: Run, recipe: Recipe, role: Role, output: Output) -> Parity:
     damaged one; StageFailedError when the graph differs from PyTorch by more than the tolerance, and then it stays
     under a name that says so.
     """
-    source = teacher.resolve(recipe.teacher).folder if role == "teacher" else run.path / role
-    if not source.is_dir():
-        raise BadInputError(f"nothing to export: `{source}`", f"run `edgediff {VERBS[role]} {run.path}` first")
-    loaded = model_folder.load(source)
-    folder = run.onnx(role)
+    source, folder = roles.folder(run, recipe, role), run.onnx(role)
     config = {"export": recipe.export.model_dump(mode="json")}
-    inputs = {"weights": loaded.sha256}
+    inputs = {"weights": model_folder.fingerprint(source)}
     if up_to_date(folder, stage="export", config=config, inputs=inputs):
         parity = Parity.model_validate(read_json(folder / "parity.json"))
         output.stage("export", f"{role} up to date: parity {parity.max_abs:.1e}")
         return parity
 
+    loaded = model_folder.load(source)
     _check_memory(parameter_bytes(loaded.model))
     output.stage("export", f"{role} to ONNX, opset {recipe.export.opset}")
     steps = WRITING_SHARE + 1 + len(recipe.export.batch_sizes)
@@ -67,8 +63,8 @@ def export(run: Run, recipe: Recipe, role: Role, output: Output) -> Parity:
         parity = compare(loaded, path, recipe.export, progress)
         if parity.max_abs > parity.tolerance:
             raise _kept_aside(path, folder, role, parity)
-        shutil.copy(source / "unet" / "config.json", temporary / "config.json")
-        shutil.copy(source / "scheduler" / "scheduler_config.json", temporary / "scheduler_config.json")
+        shutil.copy(source / model_folder.CONFIG, temporary / "config.json")
+        shutil.copy(source / model_folder.SCHEDULER_CONFIG, temporary / "scheduler_config.json")
         write_json(temporary / "parity.json", parity.model_dump(mode="json"))
         write_manifest(temporary, stage="export", config=config, inputs=inputs)
     shutil.rmtree(_aside(folder), ignore_errors=True)  # of an earlier attempt: it no longer says anything

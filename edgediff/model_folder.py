@@ -13,7 +13,7 @@ from torch import nn
 
 from edgediff import families
 from edgediff.artifacts import MANIFEST, digest, read_object, sha256, verify
-from edgediff.diffusion.noising import PREDICTION_TYPES
+from edgediff.diffusion.noising import check_prediction_type
 from edgediff.errors import BadInputError, CorruptArtifactError
 from edgediff.families import Family
 
@@ -29,13 +29,12 @@ class Loaded:
     model: Any  # a stock diffusers model of `family`
     scheduler: DDPMScheduler
     family: Family
-    sha256: str  # of everything that was read: weights, model config, scheduler config
+    sha256: str  # `fingerprint` of the folder
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one sample."""
-        _, channels, height, width = self.family.example_inputs(self.model.config)["sample"].shape
-        return channels, height, width
+        return self.family.sample_shape(self.model.config)
 
 
 def check(folder: Path) -> None:
@@ -71,15 +70,26 @@ def check(folder: Path) -> None:
         ) from error
 
 
+def fingerprint(folder: Path) -> str:
+    """Return one sha256 for everything that `load` reads: weights, model config, scheduler config; loads no model.
+
+    Raises: what `check` raises, and CorruptArtifactError for files that are not what the folder's manifest records,
+    where it has one.
+    """
+    check(folder)
+    found = {name: sha256(folder / name) for name in (CONFIG, SCHEDULER_CONFIG, f"unet/{WEIGHTS}")}
+    if (folder / MANIFEST).is_file():
+        verify(folder, found)
+    return digest(found)
+
+
 def load(folder: Path) -> Loaded:
     """Load the denoising model and the scheduler of a pipeline folder, in float32 whatever the file holds.
 
-    Raises: what `check` raises; CorruptArtifactError when weights and config do not fit each other, or are not what
-    the folder's manifest records, where it has one; BadInputError for a scheduler that no training here can use.
+    Raises: what `fingerprint` raises; CorruptArtifactError when weights and config do not fit each other;
+    BadInputError for a scheduler that no training here can use.
     """
-    check(folder)
-    if (folder / MANIFEST).is_file():
-        verify(folder, "unet", "scheduler")
+    content = fingerprint(folder)
     family = families.of(read_object(folder / CONFIG)["_class_name"])
     try:
         model, loading = family.model_class.from_pretrained(
@@ -99,8 +109,6 @@ def load(folder: Path) -> Loaded:
                 f"weights and config do not fit each other in `{folder / 'unet'}`",
                 f"{kind.replace('_', ' ')}: {', '.join(map(str, loading[kind][:5]))}",
             )
-    read = (CONFIG, SCHEDULER_CONFIG, f"unet/{WEIGHTS}")
-    content = digest({name: sha256(folder / name) for name in read})
     return Loaded(model.eval(), _scheduler(folder), family, content)
 
 
@@ -112,17 +120,8 @@ def _scheduler(folder: Path) -> DDPMScheduler:
         scheduler = DDPMScheduler.from_config(config)
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         raise BadInputError(f"scheduler config cannot be used: `{path}`", f"{error}") from error
-    check_scheduler(scheduler)
+    check_prediction_type(scheduler.config.prediction_type)
     return scheduler
-
-
-def check_scheduler(scheduler: DDPMScheduler) -> None:
-    """Raise BadInputError for a scheduler whose `prediction_type` no training or sampling here can use."""
-    if scheduler.config.prediction_type not in PREDICTION_TYPES:
-        raise BadInputError(
-            f"prediction type is not supported: {scheduler.config.prediction_type}",
-            f"supported: {', '.join(PREDICTION_TYPES)}",
-        )
 
 
 def save(folder: Path, model: nn.Module, scheduler: DDPMScheduler) -> None:

@@ -8,6 +8,7 @@ from edgediff import data, model_folder, teacher
 from edgediff.artifacts import write_text
 from edgediff.benchmark import benchmark
 from edgediff.build import build, check_buildable
+from edgediff.diffusion.sampler import check_steps
 from edgediff.distill import distill
 from edgediff.errors import BadInputError
 from edgediff.evaluate import evaluate
@@ -29,7 +30,7 @@ def compress(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) 
     Args: resume: continue an interrupted distillation from its checkpoint.
     Raises: BadInputError and MissingExtraError before any work when something stands in the way of a later stage.
     """
-    prepare(run, recipe, resume=resume)
+    prepare(run, recipe)
     prune(run, recipe, output)
     distill(run, recipe, output, resume=resume)
     for role in ROLES:
@@ -40,31 +41,19 @@ def compress(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) 
     return report(run, recipe, output)
 
 
-def prepare(run: Run, recipe: Recipe, *, resume: bool = False) -> None:
+def prepare(run: Run, recipe: Recipe) -> None:
     """Find out in seconds whether every stage can run, then claim the run folder by writing the resolved recipe.
 
-    Raises: BadInputError for an unknown teacher or data set, a pruning target out of reach, a run folder that holds
-    another recipe's artefacts, or an unfinished distillation without `resume`; MissingExtraError for a builder that
-    is not installed.
+    Raises: BadInputError for an unknown teacher or data set, a pruning target out of reach, or a run folder that holds
+    another recipe's artefacts; MissingExtraError for a builder that is not installed.
     """
     outline(recipe)
     loaded = model_folder.load(teacher.resolve(recipe.teacher).folder)
-    ddim_steps, trained = recipe.evaluate.num_inference_steps, loaded.scheduler.config.num_train_timesteps
-    if ddim_steps > trained:
-        raise BadInputError(
-            f"evaluate.num_inference_steps is {ddim_steps}, the teacher was trained on {trained} timesteps",
-            f"use at most {trained}",
-        )
+    check_steps(loaded.scheduler.config, recipe.evaluate.num_inference_steps)
     data.load(recipe.data, "train", shape=loaded.sample_shape)
     data.load(recipe.data, "test", shape=loaded.sample_shape)
     check_buildable(recipe)
     refuse_other_recipe(run, recipe)
-    state = run.checkpoints / checkpoint.FILE_NAME
-    if state.exists() and not resume and not (run.student / "manifest.json").exists():
-        raise BadInputError(
-            f"an unfinished distillation stands at step {checkpoint.read_facts(state)['step']}: `{run.path}`",
-            "add `--resume` to continue it, or choose another `--out`",
-        )
     claim(run, recipe)
 
 
@@ -83,7 +72,7 @@ def refuse_other_recipe(run: Run, recipe: Recipe) -> None:
     differing: list[str] = []
     if (run.pruned / "manifest.json").exists():
         differing += _differences(made_by, recipe, ("teacher", "data", "prune"))
-    if (run.student / "manifest.json").exists() or (run.checkpoints / checkpoint.FILE_NAME).exists():
+    if (run.student / "manifest.json").exists() or checkpoint.finished_steps(run.checkpoints):
         adjustable = {f"distill.training.{name}" for name in ADJUSTABLE}
         differing += [key for key in _differences(made_by, recipe, ("distill",)) if key not in adjustable]
     if differing:

@@ -13,7 +13,7 @@ from edgediff import families, model_folder, teacher
 from edgediff.artifacts import read_json
 from edgediff.families import Config, Family, Widths
 from edgediff.losses import KD
-from edgediff.metrics.cost import macs, parameter_bytes, parameter_count
+from edgediff.metrics.cost import model_cost, parameter_bytes
 from edgediff.pruning import target_widths
 from edgediff.recipe import Recipe
 from edgediff.results import Plan, StagePlan
@@ -103,10 +103,8 @@ def plan(recipe: Recipe) -> Plan:
         teacher=recipe.teacher,
         widths_before=what.family.levels(what.teacher_config),
         widths_after=what.widths,
-        params_before=parameter_count(models["teacher"]),
-        params_after=parameter_count(models["student"]),
-        macs_before=macs(models["teacher"], what.family.example_inputs(what.teacher_config)),
-        macs_after=macs(models["student"], what.family.example_inputs(what.student_config)),
+        before=model_cost(what.family, what.teacher_config),
+        after=model_cost(what.family, what.student_config),
         stages=stages,
         memory_mib=_memory_mib(models, what.family, train.batch_size),
     )

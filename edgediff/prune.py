@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-
 from edgediff import data, model_folder, teacher
 from edgediff.artifacts import atomic_folder, read_json, up_to_date, write_manifest
-from edgediff.data.images import Images
-from edgediff.metrics.cost import macs
+from edgediff.data.order import evenly
+from edgediff.metrics.cost import model_cost
 from edgediff.output import Output
 from edgediff.pruning import (
     IMPORTANCES,
@@ -48,7 +46,7 @@ def prune(run: Run, recipe: Recipe, output: Output) -> Reached:
             recipe.prune.importance,
             loaded.model,
             family,
-            x0=None if images is None else calibration(images, recipe.prune.num_images),
+            x0=None if images is None else images.batch(evenly(len(images), recipe.prune.num_images)),
             scheduler=loaded.scheduler,
             seed=recipe.prune.seed,
             on_timestep=progress.advance,
@@ -56,7 +54,6 @@ def prune(run: Run, recipe: Recipe, output: Output) -> Reached:
     student, report = prune_width(loaded.model, family, widths, scores)
     if recipe.prune.ratio is not None:
         check_reached(family, before, student.config, recipe.prune.ratio)
-    cost_before = macs(loaded.model, family.example_inputs(before))
     reached = Reached(
         requested={
             key: value
@@ -70,7 +67,7 @@ def prune(run: Run, recipe: Recipe, output: Output) -> Reached:
         bytes_after=report.bytes,
         channels_removed=1 - sum(report.widths.values()) / sum(report.widths_before.values()),
         params_removed=1 - report.params / report.params_before,
-        macs_removed=1 - macs(student, family.example_inputs(student.config)) / cost_before,
+        macs_removed=1 - model_cost(family, student.config).macs / model_cost(family, before).macs,
     )
     with atomic_folder(run.pruned) as temporary:
         model_folder.save(temporary, student, loaded.scheduler)
@@ -84,11 +81,6 @@ def prune(run: Run, recipe: Recipe, output: Output) -> Reached:
         )
     output.stage("prune", _sentence(reached))
     return reached
-
-
-def calibration(images: Images, count: int) -> torch.Tensor:
-    """Return `count` images (count, C, H, W) spread evenly over the set."""
-    return images.batch(torch.linspace(0, len(images) - 1, min(count, len(images))).long())
 
 
 def _sentence(reached: Reached) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgediff.data.images import Images
+from edgediff.data.images import Images, from_bytes
+from edgediff.data.order import evenly
 from edgediff.diffusion.denoiser import Denoiser
-from edgediff.diffusion.sampler import ddim, sample
+from edgediff.diffusion.sampler import SAMPLER, ddim, sample
 from edgediff.metrics.features import FeatureExtractor
 from edgediff.metrics.frechet import GaussianStatistics, frechet_distance, gaussian_statistics
 from edgediff.metrics.kid import kid
@@ -41,7 +42,7 @@ class Drawn:
 
     def images(self) -> Tensor:
         """Return the images as float32 (N, C, H, W) in [-1, 1]."""
-        return torch.from_numpy(self.pixels).to(torch.float32) / 127.5 - 1.0
+        return from_bytes(self.pixels)
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,8 @@ def real_images(
     """Extract the features of all reference images, and of as many training images as models draw (the floor)."""
     count = min(num_images, len(training))
     with output.progress("features of real images", len(reference) + count) as progress:
-        features = _features(reference, range(len(reference)), extractor, progress.advance)
-        spread = torch.linspace(0, len(training) - 1, count).long().tolist()
-        floor = _features(training, spread, extractor, progress.advance)
+        features = _features(reference, torch.arange(len(reference)), extractor, progress.advance)
+        floor = _features(training, evenly(len(training), count), extractor, progress.advance)
     profile = Reference(name=reference.name, sha256=reference.sha256, num_images=len(reference))
     return RealImages(profile, features, gaussian_statistics(features), floor)
 
@@ -93,7 +93,7 @@ def profile(real: RealImages, extractor: FeatureExtractor, config: EvaluateConfi
         resize=extractor.resize,
         reference=real.profile,
         num_images=config.num_images,
-        sampler="ddim, eta 0, trailing timesteps",
+        sampler=SAMPLER,
         num_inference_steps=config.num_inference_steps,
         clip_sample=config.clip_sample,
         first_seed=config.first_seed,
@@ -135,7 +135,7 @@ def _row(
     count = len(features)
     kid_mean, kid_std = kid(real.features, features, subset_size=min(KID_SUBSET_SIZE, count), num_subsets=KID_SUBSETS)
     # Precision and recall depend on the counts, so as many real images are taken as there are generated ones.
-    spread = np.linspace(0, len(real.features) - 1, min(count, len(real.features))).astype(int)
+    spread = evenly(len(real.features), count).numpy()
     precision, recall = precision_recall(real.features[spread], features, k=NEIGHBOURS)
     return QualityRow(
         role=role,
@@ -149,11 +149,10 @@ def _row(
 
 
 def _features(
-    images: Images, indices: Sequence[int], extractor: FeatureExtractor, advance: Callable[[int], None]
+    images: Images, indices: Tensor, extractor: FeatureExtractor, advance: Callable[[int], None]
 ) -> NDArray[np.float32]:
     parts = []
-    for first in range(0, len(indices), CHUNK):
-        chunk = torch.tensor(indices[first : first + CHUNK])
+    for chunk in indices.split(CHUNK):
         parts.append(extractor(images.batch(chunk)))
         advance(len(chunk))
     return np.concatenate(parts)

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from edgediff.errors import BadInputError, nearest
+from edgediff.validation import problems
 
 SUFFIXES = {"k": 1_000, "m": 1_000_000, "g": 1_000_000_000}
 
@@ -150,7 +151,7 @@ class Recipe(Config):
     benchmark: BenchmarkConfig = BenchmarkConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     evidence: Literal["published", "measured", "extrapolated", ""] = ""  # where `expected` comes from
-    expected: dict[str, float | str] = {}  # figures to hold the run against; not used by any stage
+    expected: dict[str, float | str] = {}  # figures to hold the run against, shown in its report
 
 
 class ModelConfig(Config):
@@ -258,11 +259,11 @@ def check(values: Mapping[str, Any], model: type[AnyRecipe], source: str = "reci
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        problems = [_worded(problem, model) for problem in error.errors()]
-        if len(problems) == 1:
-            raise BadInputError(f"{source}: {problems[0]}") from error
-        lines = "\n".join(f"  {problem}" for problem in problems)
-        raise BadInputError(f"{source} has {len(problems)} problems:\n{lines}") from error
+        found = problems(error, model)
+        if len(found) == 1:
+            raise BadInputError(f"{source}: {found[0]}") from error
+        lines = "\n".join(f"  {problem}" for problem in found)
+        raise BadInputError(f"{source} has {len(found)} problems:\n{lines}") from error
 
 
 def dump(recipe: Config) -> str:
@@ -272,27 +273,3 @@ def dump(recipe: Config) -> str:
 
 def _copy(value: Any) -> Any:
     return {key: _copy(inner) for key, inner in value.items()} if isinstance(value, Mapping) else value
-
-
-def _worded(problem: Any, model: type[BaseModel]) -> str:
-    """Say one pydantic error in this project's words: `key: what is wrong: the value (hint)`."""
-    location = [str(part) for part in problem["loc"]]
-    key = ".".join(location)
-    match problem["type"]:
-        case "extra_forbidden":
-            return f"{key}: unknown key, {nearest(location[-1], _known_keys(model, location[:-1]))}"
-        case "missing":
-            return f"{key}: missing"
-        case "value_error":
-            return f"{key}: {problem['ctx']['error']}"
-        case "literal_error":
-            return f"{key}: not one of {problem['ctx']['expected']}: {problem['input']}"
-        case _:
-            reason = problem["msg"].removeprefix("Input should be ")
-            return f"{key}: must be {reason}: {problem['input']}"
-
-
-def _known_keys(model: type[BaseModel], location: list[str]) -> list[str]:
-    for part in location:
-        model = model.model_fields[part].annotation  # type: ignore[assignment]
-    return list(model.model_fields)

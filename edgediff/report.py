@@ -18,6 +18,7 @@ from edgediff.reporting.templates import template
 from edgediff.results import Build, Latency, Parity, Quality, Reached, Report, Result, TrainingSummary
 from edgediff.run import ROLES, Run
 from edgediff.teacher import resolve
+from edgediff.validation import problems
 
 AnyResult = TypeVar("AnyResult", bound=Result)
 
@@ -70,7 +71,7 @@ def _require_one_model(run: Run, recipe: Recipe) -> None:
     student = read_object(run.student / MANIFEST)["inputs"]
     exported = {role: content_hash(run.onnx(role)) for role in ROLES}
     weights = {"teacher": student["teacher"]}
-    weights |= {role: model_folder.load(folder).sha256 for role, folder in _students(run).items()}
+    weights |= {role: model_folder.fingerprint(folder) for role, folder in _students(run).items()}
     current = [("distill", run.student, student["pruned"] == content_hash(run.pruned))]
     for role in ROLES:
         folder = run.onnx(role)
@@ -118,8 +119,6 @@ def _checked(model: type[AnyResult], value: Mapping[str, Any], path: Path) -> An
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"])
         raise CorruptArtifactError(
-            f"not a result of this version: `{path}`", f"{where}: {problem['msg']}; run its stage again"
+            f"not a result of this version: `{path}`", f"{problems(error, model)[0]}; run its stage again"
         ) from error

@@ -229,9 +229,7 @@ class Plan(Result):
     teacher: str
     widths_before: dict[str, int]
     widths_after: dict[str, int]
-    params_before: int
-    params_after: int
-    macs_before: int
-    macs_after: int
+    before: Cost
+    after: Cost
     stages: list[StagePlan]
     memory_mib: float  # peak, estimated

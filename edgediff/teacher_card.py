@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import yaml
@@ -10,7 +9,7 @@ import yaml
 from edgediff import data, model_folder
 from edgediff.backends import best_device
 from edgediff.backends.pytorch import PyTorchDenoiser
-from edgediff.metrics.cost import macs, parameter_count
+from edgediff.metrics.cost import model_cost
 from edgediff.metrics.features import efficientnet_lite0
 from edgediff.output import Output, number
 from edgediff.quality import draw, floor_row, model_row, profile, real_images
@@ -18,11 +17,12 @@ from edgediff.recipe import TeacherRecipe
 from edgediff.reporting import figures
 from edgediff.reporting.templates import template
 from edgediff.results import Quality
+from edgediff.training import log
 
 GRID_COLUMNS, GRID_IMAGES = 16, 96
 
 
-def write_card(folder: Path, recipe: TeacherRecipe, log: Path, output: Output) -> Quality:
+def write_card(folder: Path, recipe: TeacherRecipe, train_log: Path, output: Output) -> Quality:
     """Score the pipeline in `folder`, and write README.md, samples.png, loss.svg and quality.json into it."""
     loaded = model_folder.load(folder)
     extractor = efficientnet_lite0()
@@ -36,8 +36,7 @@ def write_card(folder: Path, recipe: TeacherRecipe, log: Path, output: Output) -
         profile=profile(real, extractor, recipe.evaluate),
         rows=[floor_row(real), model_row("teacher", drawn, real, extractor)],
     )
-    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    tail = lines[-max(1, len(lines) // 10) :]
+    lines = log.read(train_log)
     (folder / "samples.png").write_bytes(figures.grid(drawn.pixels[:GRID_IMAGES], GRID_COLUMNS))
     (folder / "loss.svg").write_bytes(figures.loss_curve(lines))
     (folder / "quality.json").write_text(quality.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -45,11 +44,10 @@ def write_card(folder: Path, recipe: TeacherRecipe, log: Path, output: Output) -
     card = template("teacher_card.md.j2").render(
         recipe=recipe,
         recipe_yaml=yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False),
-        params=parameter_count(loaded.model),
-        macs=macs(loaded.model, loaded.family.example_inputs(loaded.model.config)),
+        cost=model_cost(loaded.family, loaded.model.config),
         training=training,
         shown=min(GRID_IMAGES, len(drawn.pixels)),
-        final_loss=sum(line["loss"] for line in tail) / len(tail),
+        final_loss=log.last_mean(lines)["loss"],
         quality=quality,
         floor=floor,
         teacher=teacher,

@@ -15,8 +15,7 @@ from edgediff import data, families, model_folder
 from edgediff.artifacts import atomic_folder, digest, up_to_date, write_manifest
 from edgediff.backends import best_device
 from edgediff.data.images import Images
-from edgediff.data.order import batch_indices
-from edgediff.diffusion.noising import antithetic_timesteps, prediction_target
+from edgediff.diffusion.noising import check_prediction_type
 from edgediff.errors import BadInputError, nearest
 from edgediff.families import Family
 from edgediff.losses import diffusion
@@ -24,6 +23,7 @@ from edgediff.output import Output
 from edgediff.recipe import TeacherRecipe, TrainingConfig
 from edgediff.teacher_card import write_card
 from edgediff.training import checkpoint
+from edgediff.training.batches import noised_batch
 from edgediff.training.loop import LOG_NAME, train
 
 
@@ -34,21 +34,16 @@ class Denoising:
         self, model: torch.nn.Module, family: Family, scheduler: DDPMScheduler, images: Images, config: TrainingConfig
     ) -> None:
         """Take what a step needs; every draw comes from the config's seed and the step."""
-        self.model, self.family, self.scheduler, self.images = model, family, scheduler, images
-        self.batch_size, self.seed = config.batch_size, config.seed
+        self.model, self.family, self.scheduler, self.images, self.config = model, family, scheduler, images, config
         self.device = next(model.parameters()).device
 
     def __call__(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Return the loss of training step `step`, for `training.loop.train`."""
-        indices = batch_indices(step, num_images=len(self.images), batch_size=self.batch_size, seed=self.seed)
-        x0 = self.images.batch(indices).to(self.device)
-        # Drawn on the CPU wherever the model is, so that a seed means the same batch on every device.
-        noise = torch.randn(x0.shape, generator=generator).to(self.device)
-        timestep = antithetic_timesteps(self.batch_size, self.scheduler.config.num_train_timesteps, generator)
-        timestep = timestep.to(self.device)
-        prediction = self.family.prediction(self.model, self.scheduler.add_noise(x0, noise, timestep), timestep)
-        target = prediction_target(self.scheduler, x0, noise, timestep)
-        return diffusion(prediction, target, reduction="mean"), {}
+        batch = noised_batch(
+            step, generator, images=self.images, scheduler=self.scheduler, config=self.config, device=self.device
+        )
+        prediction = self.family.prediction(self.model, batch.sample, batch.timestep)
+        return diffusion(prediction, batch.target, reduction="mean"), {}
 
 
 def train_teacher(recipe: TeacherRecipe, out: Path, output: Output, *, resume: bool) -> Path:
@@ -63,18 +58,17 @@ def train_teacher(recipe: TeacherRecipe, out: Path, output: Output, *, resume: b
     torch.manual_seed(recipe.training.seed)
     model = _from_config(family.model_class, recipe.model.config, "model.config").to(best_device())
     scheduler = _from_config(DDPMScheduler, recipe.scheduler, "scheduler")
-    model_folder.check_scheduler(scheduler)
-    _, channels, height, width = family.example_inputs(model.config)["sample"].shape
-    images = data.load(recipe.data, "train", shape=(channels, height, width))
-    data.load(recipe.data, "test", shape=(channels, height, width))  # of the card: missing ones are told of now
+    check_prediction_type(scheduler.config.prediction_type)
+    shape = family.sample_shape(model.config)
+    images = data.load(recipe.data, "train", shape=shape)
+    data.load(recipe.data, "test", shape=shape)  # of the card: missing ones are told of now
     inputs, config = {"images": images.sha256}, recipe.model_dump(mode="json")
     if up_to_date(folder, stage="teacher", config=config, inputs=inputs):
         output.stage("teacher", f"up to date: `{folder}`")
         return folder
 
     settings = recipe.training
-    state = out / "checkpoints" / checkpoint.FILE_NAME
-    done = checkpoint.read_facts(state)["step"] if resume and state.exists() else 0
+    done = checkpoint.finished_steps(out / "checkpoints") if resume else 0
     output.stage("teacher", f"{recipe.name}, {settings.steps} steps of {settings.batch_size}")
     with output.progress("train", settings.steps, done) as progress:
         result = train(

@@ -1,6 +1,7 @@
 """What tests of whole stages share: a small untrained teacher on Fashion-MNIST, and a recipe of seconds for it."""
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -187,3 +188,21 @@ def tiny_disk(tmp_path):
         pytest.skip("mounting a file system is not allowed here")
     yield disk
     subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.fixture(scope="session")
+def without_edgediff():
+    """A function (pipeline folder, expression of `pipeline`) → its text, from a process that cannot import edgediff."""
+
+    def evaluate(folder, expression):
+        script = (
+            "import sys; sys.modules['edgediff'] = None\n"
+            "from diffusers import DDPMPipeline\n"
+            f"pipeline = DDPMPipeline.from_pretrained({str(folder)!r})\n"
+            f"print({expression})\n"
+        )
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    return evaluate

@@ -3,12 +3,11 @@
 import signal
 import threading
 
-import numpy as np
 import onnx
 import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
-from onnx import TensorProto, helper
+from small_graphs import write_graph
 
 from edgediff import model_folder
 from edgediff.artifacts import sha256, verify, write_manifest
@@ -16,29 +15,6 @@ from edgediff.backends.tensorrt import build_engine
 from edgediff.build import build
 from edgediff.errors import BadInputError, CorruptArtifactError, StageFailedError
 from edgediff.run import Run
-
-
-def write_graph(path, *operators):
-    """Write the student's signature with unary `operators`, one after the other, as its body."""
-    names = ["sample", *(f"hidden_{index}" for index in range(len(operators)))]
-    nodes = [helper.make_node(kind, [names[i]], [names[i + 1]]) for i, kind in enumerate(operators)]
-    nodes += [
-        helper.make_node("Cast", ["timestep"], ["real"], to=TensorProto.FLOAT),
-        helper.make_node("Reshape", ["real", "shape"], ["column"]),
-        helper.make_node("Mul", [names[-1], "column"], ["out_sample"]),
-    ]
-    image = ["batch", 1, 4, 4]
-    graph = helper.make_graph(
-        nodes,
-        "student",
-        [
-            helper.make_tensor_value_info("sample", TensorProto.FLOAT, image),
-            helper.make_tensor_value_info("timestep", TensorProto.INT64, ["batch"]),
-        ],
-        [helper.make_tensor_value_info("out_sample", TensorProto.FLOAT, image)],
-        [onnx.numpy_helper.from_array(np.array([-1, 1, 1, 1]), "shape")],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
 
 
 @pytest.fixture

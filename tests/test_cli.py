@@ -1,5 +1,6 @@
 """The command line as users meet it: fast help, one sentence for every mistake, exit codes, nothing half-written."""
 
+import importlib.util
 import json
 import shutil
 import signal
@@ -73,7 +74,7 @@ BAD = {
     "unknown recipe": (["--recipe", "fashion-ddpm-dmo"], ["unknown recipe", "fashion-ddpm-demo"]),
     "missing recipe": (["--recipe", "nowhere.yaml"], ["recipe not found: `nowhere.yaml`"]),
     "unknown data": (["data.name=cifar"], ["unknown data: cifar"]),
-    "more steps than trained": (["evaluate.num_inference_steps=2000"], ["num_inference_steps is 2000", "at most 1000"]),
+    "more steps than trained": (["evaluate.num_inference_steps=2000"], ["beyond the 1000 timesteps of training: 2000"]),
     "missing extra": (["build.backends=[tensorrt]"], ["pip install 'edgediff[trt]'"]),
 }
 
@@ -123,6 +124,24 @@ def test_a_folder_of_another_run(edgediff, small_teacher, tmp_path):
     assert (tmp_path / "run" / "recipe.yaml").read_text() == before
 
 
+def test_a_file_where_the_run_folder_should_be(edgediff, small_teacher, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    code, _, err = edgediff("prune", "--teacher", small_teacher, "--ratio", "0.5", "--out", tmp_path / "file")
+    assert code == 2 and err.startswith("error: cannot use `") and "Traceback" not in err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_trt_without_a_builder_says_how_to_get_one(edgediff, small_teacher, tmp_path, monkeypatch):
+    """A module that is None cannot be imported, as if it were not installed."""
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    start = ["compress", "--teacher", small_teacher, "--ratio", "0.5", "--out", tmp_path / "run"]
+    code, _, err = edgediff(*start, "--trt")
+    assert code == 2 and "pip install 'edgediff[rtx]'" in err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_stage_of_no_run(edgediff, tmp_path):
     for command in ("distill", "export", "build", "bench", "eval", "report"):
         code, _, err = edgediff(command, tmp_path / "none")
@@ -149,7 +168,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(edgediff, small_teacher, t
     assert [stage["stage"] for stage in plan["stages"]] == [
         *("prune", "distill", "export", "build", "benchmark", "evaluate")
     ]
-    assert plan["params_after"] < plan["params_before"] and plan["memory_mib"] > 0
+    assert plan["after"]["params"] < plan["before"]["params"] and plan["memory_mib"] > 0
     assert plan["recipe"]["prune"]["ratio"] == 0.5
     assert not (tmp_path / "run").exists()
 
@@ -182,7 +201,7 @@ def test_check_has_an_exit_code_for_every_outcome(edgediff, a_report, tmp_path):
 def test_doctor_says_what_every_backend_can_do(edgediff):
     code, out, _ = edgediff("doctor", "--json")
     health = json.loads(out)
-    assert code == 0 and {row["backend"] for row in health["backends"]} >= {"pytorch", "onnxruntime", "tensorrt_rtx"}
+    assert code == 0 and set(health["backends"]) >= {"pytorch", "onnxruntime", "tensorrt_rtx"}
     assert health["cores"] >= 1 and health["memory_free_gib"] > 0 and health["packages"]["torch"]
     code, out, _ = edgediff("doctor")
     assert "tensorrt_rtx" in out and health["cpu"].split()[0] in out
@@ -214,7 +233,7 @@ def test_ctrl_c_says_how_to_go_on(small_teacher, tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 130
-    assert "error: interrupted; finished stages are kept" in err and "hint: go on with" in err
+    assert "error: interrupted; finished stages are kept" in err and "hint: run the same command again" in err
     assert "Traceback" not in err
     assert not (tmp_path / "run" / "pruned").exists()
 

@@ -91,7 +91,7 @@ def test_a_finished_student_is_not_trained_again(pruned, small_recipe, quiet):
 
 
 def test_nothing_pruned_is_refused(small_recipe, tmp_path, quiet):
-    with pytest.raises(BadInputError, match="nothing to distill") as caught:
+    with pytest.raises(BadInputError, match="the pruned model is not there yet") as caught:
         distill(Run(tmp_path / "none"), small_recipe(), quiet)
     assert "edgediff prune" in caught.value.hint
 

@@ -3,7 +3,7 @@
 import onnx
 import pytest
 
-from edgediff.backends import availability, installed_builders
+from edgediff.backends import availability
 from edgediff.backends.onnxruntime import OnnxRuntimeDenoiser
 from edgediff.backends.tensorrt import EngineDenoiser, build_engine, library
 from edgediff.build import build, check_buildable
@@ -91,7 +91,7 @@ def test_building_before_exporting(small_recipe, tmp_path, quiet):
 
 
 def test_a_missing_builder_comes_with_the_pip_command(small_recipe):
-    if "tensorrt" in installed_builders():
+    if availability()["tensorrt"].version:
         pytest.skip("the classic tensorrt is installed")
     with pytest.raises(MissingExtraError) as caught:
         check_buildable(small_recipe(build={"backends": ["tensorrt"]}))

@@ -15,10 +15,10 @@ LAYERS = [
     *("__main__", "cli", "pipeline"),
     *sorted(VERBS),
     *("teacher_card", "quality", "reporting", "training"),
-    *("backends", "model_folder", "teacher"),
+    *("roles", "backends", "model_folder", "teacher"),
     *("pruning", "losses", "metrics", "data", "families"),
     "diffusion",
-    *("output", "results", "recipe", "run", "artifacts", "errors"),
+    *("output", "results", "recipe", "validation", "run", "artifacts", "interrupts", "errors"),
 ]
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Literal
+
+from edgediff.artifacts import installed_version
 
 DISTRIBUTIONS = {
     "pytorch": ("torch", "torch"),
@@ -41,9 +42,9 @@ def best_device() -> Literal["cpu", "cuda"]:
     return "cuda" if has_gpu() else "cpu"
 
 
-def installed_builders() -> list[str]:
-    """Return the engine builders that can be imported here, best known to this project first."""
-    return [name for name in ("tensorrt_rtx", "tensorrt") if importlib.util.find_spec(name) is not None]
+def usable_builders() -> list[str]:
+    """Return the engine builders that can build here; the one that needs no GPU comes first."""
+    return [name for name in ("tensorrt_rtx", "tensorrt") if _availability(name).can_build]
 
 
 def availability() -> dict[str, Availability]:
@@ -56,7 +57,7 @@ def _availability(name: str) -> Availability:
     if importlib.util.find_spec(module) is None:
         hint = f": `pip install 'edgediff[{EXTRAS[name]}]'`" if name in EXTRAS else ""
         return Availability(None, False, False, f"not installed{hint}")
-    version = next(filter(None, map(_version, distributions)), "unknown")
+    version = next(filter(None, map(installed_version, distributions)), "unknown")
     if name == "openvino":
         return Availability(version, False, False, "installed, and not used by edgediff yet")
     if name in ("tensorrt_rtx", "tensorrt"):
@@ -65,10 +66,3 @@ def _availability(name: str) -> Availability:
         ahead_of_time = name == "tensorrt_rtx"
         return Availability(version, ahead_of_time, False, "no NVIDIA GPU")
     return Availability(version, True, True)
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None

@@ -8,19 +8,18 @@ both build strongly typed networks only. Running an engine needs an NVIDIA GPU w
 from __future__ import annotations
 
 import importlib
-import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from edgediff.backends import DISTRIBUTIONS, EXTRAS
 from edgediff.errors import BadInputError, CorruptArtifactError, MissingExtraError, StageFailedError
+from edgediff.interrupts import deferred_interrupt
 
-EXTRAS = {"tensorrt_rtx": ("tensorrt-rtx-cu12", "rtx"), "tensorrt": ("tensorrt", "trt")}
 # RTX GPUs from Ampere on; SM75 (Turing) refuses fp32 matrix products and bf16.
 RTX_TARGETS = ("SM80", "SM86", "SM89", "SM120")
 
@@ -30,11 +29,11 @@ def library(backend: str) -> Any:
 
     Raises: MissingExtraError when it is not installed or its shared libraries cannot be loaded.
     """
-    package, extra = EXTRAS[backend]
+    module, package, *_ = DISTRIBUTIONS[backend]
     try:
-        return importlib.import_module(backend)
+        return importlib.import_module(module)
     except (ImportError, OSError) as error:
-        raise MissingExtraError(package, extra, f"building with {backend}") from error
+        raise MissingExtraError(package, EXTRAS[backend], f"building with {backend}") from error
 
 
 def build_engine(
@@ -69,9 +68,12 @@ def build_engine(
         tensor = network.get_input(index)
         profile.set_shape(tensor.name, *((size, *tuple(tensor.shape)[1:]) for size in batch))
     config.add_optimization_profile(profile)
-    with _deferred_interrupt() as interrupted:
+    # The library calls back into Python and swallows whatever is raised there, KeyboardInterrupt included.
+    with deferred_interrupt() as interrupted:
         config.progress_monitor = _monitor(trt, on_progress, interrupted)
         serialized = builder.build_serialized_network(network, config)
+    if interrupted.is_set():
+        raise KeyboardInterrupt
     if serialized is None:
         raise StageFailedError(f"{backend} could not build an engine from: `{graph}`", logger.worst())
     return bytes(serialized), targets
@@ -165,26 +167,6 @@ def _collecting_logger(trt: Any) -> Any:
             return "; ".join(self.errors[:3])
 
     return Logger()
-
-
-@contextmanager
-def _deferred_interrupt() -> Iterator[threading.Event]:
-    """Turn SIGINT into an event while native code runs, and into KeyboardInterrupt afterwards.
-
-    The libraries call back into Python and swallow whatever is raised there, KeyboardInterrupt included. Outside the
-    main thread, where Python delivers no signals, nothing is changed.
-    """
-    interrupted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupted
-        return
-    previous = signal.signal(signal.SIGINT, lambda number, frame: interrupted.set())
-    try:
-        yield interrupted
-    finally:
-        signal.signal(signal.SIGINT, previous)
-    if interrupted.is_set():
-        raise KeyboardInterrupt
 
 
 def _monitor(trt: Any, on_progress: Callable[[str, int], bool], interrupted: threading.Event) -> Any:

@@ -8,11 +8,11 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
 from edgediff.artifacts import sha256
+from edgediff.data.images import from_bytes
 from edgediff.errors import BadInputError, CorruptArtifactError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
@@ -51,8 +51,7 @@ class ImageFolder:
         Raises: CorruptArtifactError naming a file that cannot be decoded; BadInputError naming one that has more
         than 8 bits a channel.
         """
-        pixels = np.stack([self._decode(self.paths[index]) for index in indices.tolist()])
-        return torch.from_numpy(pixels).to(torch.float32) / 127.5 - 1.0
+        return from_bytes(np.stack([self._decode(self.paths[index]) for index in indices.tolist()]))
 
     def _decode(self, path: Path) -> np.ndarray:
         channels, height, width = self.shape

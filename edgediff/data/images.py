@@ -10,6 +10,11 @@ import torch
 from torch import Tensor
 
 
+def from_bytes(pixels: np.ndarray) -> Tensor:
+    """Return images of bytes (N, C, H, W) as float32 in [-1, 1]."""
+    return torch.from_numpy(pixels).to(torch.float32) / 127.5 - 1.0
+
+
 class Images(Protocol):
     """What every data source offers."""
 
@@ -53,4 +58,4 @@ class ImageArray:
 
     def batch(self, indices: Tensor) -> Tensor:
         """Return the images of `indices` (B,) as float32 (B, C, H, W) in [-1, 1]."""
-        return torch.from_numpy(self.pixels[indices.numpy()]).to(torch.float32) / 127.5 - 1.0
+        return from_bytes(self.pixels[indices.numpy()])

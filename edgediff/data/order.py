@@ -24,6 +24,11 @@ def batch_indices(step: int, *, num_images: int, batch_size: int, seed: int) -> 
     return indices
 
 
+def evenly(total: int, count: int) -> Tensor:
+    """Return `count` indices spread from the first to the last of `total`; all of them when there are fewer."""
+    return torch.linspace(0, total - 1, min(count, total)).long()
+
+
 def step_generator(seed: int, step: int) -> torch.Generator:
     """Return the CPU random generator of one training step, a function of (seed, step) alone."""
     return torch.Generator().manual_seed(_mix(seed, step + 2**32))

@@ -12,6 +12,16 @@ from torch import Tensor
 from edgediff.diffusion.denoiser import Denoiser
 from edgediff.errors import BadInputError
 
+SAMPLER = "ddim, eta 0, trailing timesteps"
+"""What `sample` does, in words for evaluation profiles."""
+
+
+def check_steps(scheduler_config: Mapping[str, Any], num_inference_steps: int) -> None:
+    """Raise BadInputError for more inference steps than the model was trained with."""
+    trained = scheduler_config["num_train_timesteps"]
+    if num_inference_steps > trained:
+        raise BadInputError(f"num_inference_steps is beyond the {trained} timesteps of training: {num_inference_steps}")
+
 
 def ddim(scheduler_config: Mapping[str, Any], *, clip_sample: bool) -> DDIMScheduler:
     """Return the DDIM scheduler of a trained model's own noise schedule and prediction type."""
@@ -49,9 +59,7 @@ def sample(
     Returns: (len(seeds), C, H, W) float32, not clamped: how far values leave [-1, 1] shows a diverging model.
     Raises: BadInputError for more inference steps than the model was trained with.
     """
-    trained = scheduler.config.num_train_timesteps
-    if num_inference_steps > trained:
-        raise BadInputError(f"num_inference_steps is beyond the {trained} timesteps of training: {num_inference_steps}")
+    check_steps(scheduler.config, num_inference_steps)
     scheduler.set_timesteps(num_inference_steps)
     images = []
     for first in range(0, len(seeds), batch_size):

@@ -73,6 +73,11 @@ class Family(ABC):
         Args: resolution: side of the square sample in pixels (or latents); the config's sample size when None.
         """
 
+    def sample_shape(self, config: Config) -> tuple[int, int, int]:
+        """Return (C, H, W) of one sample."""
+        _, channels, height, width = self.example_inputs(config)["sample"].shape
+        return channels, height, width
+
     @abstractmethod
     def prediction(self, model: torch.nn.Module, sample: Tensor, timestep: Tensor, **conditioning: Tensor) -> Tensor:
         """Return the model's prediction (B, C, H, W) at sample (B, C, H, W) and timestep (B,)."""

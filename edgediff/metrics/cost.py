@@ -9,6 +9,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from edgediff.families import Config, Family
+from edgediff.results import Cost
+
 
 def _cpu_attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *args: Any, **kwargs: Any) -> int:
     return sdpa_flop_count(query, key, value)
@@ -40,3 +43,16 @@ def macs(module: nn.Module, example_inputs: Mapping[str, Any]) -> int:
     with torch.no_grad(), counter:
         module(**example_inputs)
     return counter.get_total_flops() // 2
+
+
+def model_cost(family: Family, config: Config) -> Cost:
+    """Return what a model of this config costs: parameters, MACs of one forward of one image, bytes in float32.
+
+    Counted on the `meta` device: it costs no memory and does not care where a loaded model is.
+    """
+    model = family.build(config, "meta")
+    return Cost(
+        params=parameter_count(model),
+        macs=macs(model, family.example_inputs(config, device="meta")),
+        bytes=parameter_bytes(model),
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from edgediff.output import number
 from edgediff.reporting import figures
 from edgediff.results import DIRECTIONS, Latency, LatencyRow, Report
 from edgediff.run import ROLES, Run
+from edgediff.training import log as training_log
 
 SEEDS_A_ROW, SEED_ROWS = 12, 2
 ARROWS = {"lower": "↓", "higher": "↑"}
@@ -33,7 +33,7 @@ class Picture:
 
 def context(run: Run, report: Report) -> dict[str, Any]:
     """Return the variables of `report.html.j2` and `card.md.j2`."""
-    log = [json.loads(line) for line in run.train_log.read_text(encoding="utf-8").splitlines()]
+    log = training_log.read(run.train_log)
     profile = report.quality.profile
     return {
         "report": report,

@@ -46,6 +46,15 @@ def read_facts(path: Path) -> dict[str, Any]:
         ) from error
 
 
+def finished_steps(folder: Path) -> int:
+    """Return the steps behind the state in a folder of checkpoints; 0 where there is none.
+
+    Raises: CorruptArtifactError when the file is not a complete checkpoint.
+    """
+    path = folder / FILE_NAME
+    return read_facts(path)["step"] if path.exists() else 0
+
+
 def load(path: Path, *, model: nn.Module, ema: EMA, optimizer: Optimizer) -> dict[str, Any]:
     """Put a saved state back into model, average and optimiser; return the saved facts."""
     facts = read_facts(path)

@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +22,7 @@ from torch import Tensor, nn
 from edgediff.artifacts import naming_full_disk
 from edgediff.data.order import step_generator
 from edgediff.errors import BadInputError, InterruptedStageError, StageFailedError
+from edgediff.interrupts import deferred_interrupt
 from edgediff.recipe import TrainingConfig
 from edgediff.training import checkpoint
 from edgediff.training.ema import EMA
@@ -109,7 +108,7 @@ def train(
     start = facts["step"]
     model.train()
     clock = time.perf_counter()
-    with _log_after(log, start) as lines, _deferred_interrupt() as interrupted:
+    with _log_after(log, start) as lines, deferred_interrupt() as interrupted:
 
         def save(step: int) -> None:
             # The log first, and through to the disk: it may be ahead of the state after a kill, never behind it.
@@ -232,23 +231,3 @@ def _truncate(path: Path, step: int) -> None:
                 break
             end += len(line)
         file.truncate(end)
-
-
-@contextmanager
-def _deferred_interrupt() -> Iterator[threading.Event]:
-    """Turn SIGINT into an event, so that a step is never torn; a second SIGINT interrupts at once."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event  # only the main thread may set handlers
-        return
-
-    def handler(number: int, frame: Any) -> None:
-        if event.is_set():
-            raise KeyboardInterrupt
-        event.set()
-
-    previous = signal.signal(signal.SIGINT, handler)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, previous)

@@ -1,10 +1,8 @@
 """PyTorch and ONNX Runtime behind one signature: the same numbers, devices and types, whatever the batch."""
 
-import numpy as np
-import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper
+from small_graphs import write_graph
 
 from edgediff import model_folder
 from edgediff.backends.onnxruntime import OnnxRuntimeDenoiser
@@ -14,25 +12,8 @@ from edgediff.backends.pytorch import PyTorchDenoiser
 @pytest.fixture
 def product(tmp_path):
     """A graph whose prediction is known: sample times timestep."""
-    nodes = [
-        helper.make_node("Cast", ["timestep"], ["real"], to=TensorProto.FLOAT),
-        helper.make_node("Reshape", ["real", "shape"], ["column"]),
-        helper.make_node("Mul", ["sample", "column"], ["out_sample"]),
-    ]
-    image = ["batch", 1, 2, 2]
-    graph = helper.make_graph(
-        nodes,
-        "product",
-        [
-            helper.make_tensor_value_info("sample", TensorProto.FLOAT, image),
-            helper.make_tensor_value_info("timestep", TensorProto.INT64, ["batch"]),
-        ],
-        [helper.make_tensor_value_info("out_sample", TensorProto.FLOAT, image)],
-        [onnx.numpy_helper.from_array(np.array([-1, 1, 1, 1]), "shape")],
-    )
-    path = tmp_path / "product.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
-    return path
+    write_graph(tmp_path / "product.onnx", side=2)
+    return tmp_path / "product.onnx"
 
 
 @pytest.mark.parametrize("threads", [1, None])

@@ -1,0 +1,42 @@
+"""Pydantic's errors in this project's words, for recipes, baselines and results alike."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from edgediff.errors import nearest
+
+
+def problems(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """Return every problem as `key: what is wrong: the value`, unknown keys with the nearest known one."""
+    return [_worded(problem, model) for problem in error.errors()]
+
+
+def _worded(problem: Any, model: type[BaseModel]) -> str:
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location)
+    match problem["type"]:
+        case "extra_forbidden":
+            known = _known_keys(model, location[:-1])
+            return f"{key}: unknown key" + (f", {nearest(location[-1], known)}" if known else "")
+        case "missing":
+            return f"{key}: missing"
+        case "value_error":
+            return f"{key}: {problem['ctx']['error']}"
+        case "literal_error":
+            return f"{key}: not one of {problem['ctx']['expected']}: {problem['input']}"
+        case _:
+            reason = problem["msg"].removeprefix("Input should be ")
+            return f"{key}: must be {reason}: {problem['input']}"
+
+
+def _known_keys(kind: Any, location: list[str]) -> list[str]:
+    """Return the keys of the model at `location`; none where the path leads through something without named keys."""
+    for part in location:
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            kind = kind.model_fields[part].annotation if part in kind.model_fields else None
+        else:
+            kind = get_args(kind)[-1] if get_args(kind) else None  # the values of a mapping, the items of a list
+    return list(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else []
