@@ -17,7 +17,6 @@ from edgediff.artifacts import made, read_json, write_json
 from edgediff.backends.onnxruntime import OnnxRuntimeDenoiser
 from edgediff.distill import distill
 from edgediff.export import export
-from edgediff.losses import KD
 from edgediff.metrics.features import efficientnet_lite0
 from edgediff.output import Output
 from edgediff.prune import prune
@@ -25,6 +24,7 @@ from edgediff.quality import draw, floor_row, model_row, profile, real_images
 from edgediff.recipe import EvaluateConfig, Recipe, check
 from edgediff.run import Run
 
+METHODS = ("none", "output", "lift", "place")
 RESULT = Path(__file__).parent / "results" / "kd-at-0.75.json"
 
 
@@ -52,7 +52,7 @@ def score(out: Path, num_images: int, output: Output) -> None:
     reference = data.load(recipe("none", 1).data, "test", shape=loaded.sample_shape)
     training = data.load(recipe("none", 1).data, "train", shape=loaded.sample_shape)
     real = real_images(reference, training, extractor, num_images, output)
-    trained = [kd for kd in KD if (out / kd / "onnx" / "student" / "manifest.json").exists()]
+    trained = [kd for kd in METHODS if (out / kd / "onnx" / "student" / "manifest.json").exists()]
     export(Run(out / "teacher"), recipe("none", 1), "teacher", output)
     result = {"made": made(), "floor": floor_row(real).model_dump(mode="json"), "samplers": []}
     for clip_sample in (True, False):
@@ -89,7 +89,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["train", "score"])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--kd", choices=list(KD), default="place")
+    parser.add_argument("--kd", choices=METHODS, default="place")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--images", type=int, default=2000)
     given = parser.parse_args()

@@ -46,7 +46,13 @@ TeacherName = Annotated[str | None, typer.Option("--teacher", "-t", help="A teac
 Ratio = Annotated[float | None, typer.Option(help="Fraction of channels removed, in [0, 1).")]
 Params = Annotated[str | None, typer.Option(help="Parameters that stay, such as 250k.")]
 Macs = Annotated[str | None, typer.Option(help="MACs of one forward that stay, such as 1.5G.")]
-Kd = Annotated[str | None, typer.Option(help="none, output, lift or place.")]
+Kd = Annotated[
+    str | None,
+    typer.Option(help="What to learn from: place, lift, output, feature=0.1, ... or several, with commas; none."),
+]
+CacheTargets = Annotated[
+    str | None, typer.Option("--cache-targets", help="Teacher targets to keep on disk, such as 64k.")
+]
 Trt = Annotated[bool, typer.Option("--trt", help="Build TensorRT engines with every builder that can build here.")]
 
 
@@ -70,6 +76,7 @@ def compress(
     params: Params = None,
     macs: Macs = None,
     kd: Kd = None,
+    cache_targets: CacheTargets = None,
     trt: Trt = False,
     resume: Resume = False,
     dry_run: DryRun = False,
@@ -81,7 +88,8 @@ def compress(
         from edgediff import pipeline
         from edgediff.run import Run
 
-        resolved = _resolve(recipe, teacher, ratio, params, macs, _with_trt(overrides, trt), kd)
+        changes = _with_cache(_with_trt(overrides, trt), cache_targets)
+        resolved = _resolve(recipe, teacher, ratio, params, macs, changes, kd)
         if dry_run:
             _show_plan(resolved, output)
             return
@@ -108,19 +116,24 @@ def prune(
         from edgediff.run import Run
 
         run, resolved = Run(out), _resolve(recipe, teacher, ratio, params, macs, overrides)
-        pipeline.prepare(run, resolved)
+        pipeline.prepare(run, resolved, output)
         output.data(verb(run, resolved, output).model_dump(mode="json"))
 
 
 @app.command()
 def distill(
-    run: RunFolder, overrides: Overrides = None, resume: Resume = False, json: Json = False, quiet: Quiet = False
+    run: RunFolder,
+    overrides: Overrides = None,
+    cache_targets: CacheTargets = None,
+    resume: Resume = False,
+    json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train the pruned student to follow its teacher (LIFT/PLACE, or a rival)."""
-    with _stage(run, overrides, json, quiet) as (folder, recipe, output):
-        from edgediff.distill import distill as verb
+    with _stage(run, _with_cache(overrides, cache_targets), json, quiet) as (folder, recipe, output):
+        from edgediff.pipeline import teach
 
-        output.data(verb(folder, recipe, output, resume=resume).model_dump(mode="json"))
+        output.data(teach(folder, recipe, output, resume=resume).model_dump(mode="json"))
 
 
 @app.command()
@@ -169,6 +182,15 @@ def evaluate(run: RunFolder, overrides: Overrides = None, json: Json = False, qu
 
 
 @app.command()
+def diagnose(run: RunFolder, overrides: Overrides = None, json: Json = False, quiet: Quiet = False) -> None:
+    """Show where the student errs: error by timestep, error maps, the linear fit, sharpness."""
+    with _stage(run, overrides, json, quiet) as (folder, recipe, output):
+        from edgediff.diagnose import diagnose as verb
+
+        output.data(verb(folder, recipe, output).model_dump(mode="json"))
+
+
+@app.command()
 def report(run: RunFolder, overrides: Overrides = None, json: Json = False, quiet: Quiet = False) -> None:
     """Write report.json, report.html and the model card from what the stages left."""
     with _stage(run, overrides, json, quiet) as (folder, recipe, output):
@@ -201,6 +223,26 @@ def check(
             write_text(junit, gate.junit(verdict))
         output.data(verdict.model_dump(mode="json"))
         raise typer.Exit(verdict.exit_code)
+
+
+@app.command()
+def generate(
+    teacher: Annotated[str, typer.Option("--teacher", "-t", help="A teacher's name, or a pipeline folder.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The image folder to write, or to go on with.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="num_images, num_inference_steps, ...")
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw a teacher's images into a folder, to distill from where no data set may be used."""
+    with _speaking(json, quiet) as output:
+        from edgediff.generate import generate as verb
+        from edgediff.recipe import EvaluateConfig, apply_overrides
+        from edgediff.recipe import check as check_recipe
+
+        config = check_recipe(apply_overrides({}, overrides or ()), EvaluateConfig, "options")
+        output.data({"images": str(verb(teacher, out, config, output))})
 
 
 @app.command()
@@ -341,6 +383,10 @@ def _resolve(
     values = apply_overrides(values, overrides or ())
     values.setdefault("prune", {})
     return check_recipe(values, Recipe, f"recipe `{recipe}`" if recipe else "options")
+
+
+def _with_cache(overrides: list[str] | None, targets: str | None) -> list[str] | None:
+    return overrides if targets is None else [f"distill.cache.targets={targets}", *(overrides or [])]
 
 
 def _with_trt(overrides: list[str] | None, trt: bool) -> list[str] | None:

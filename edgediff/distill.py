@@ -1,118 +1,145 @@
-"""The verb `distill`: teacher and pruned student → student, with LIFT/PLACE or one of its rivals."""
+"""The verb `distill`: teacher and pruned student → student, with LIFT/PLACE or its rivals."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from diffusers import DDPMScheduler
 
 from edgediff import data, model_folder, roles
 from edgediff.artifacts import atomic_folder, content_hash, digest, read_json, up_to_date, write_manifest
-from edgediff.backends import best_device
 from edgediff.data.images import Images
-from edgediff.losses import KD, diffusion
+from edgediff.distillation.cache import TargetCache
+from edgediff.distillation.objective import Distillation
+from edgediff.distillation.targets import LiveTeacher, TaughtBatches, uses_features
 from edgediff.model_folder import Loaded
-from edgediff.output import Output
-from edgediff.recipe import DistillConfig, Recipe
+from edgediff.output import Output, number
+from edgediff.recipe import DistillConfig, Recipe, loss_words
 from edgediff.results import TrainingSummary
 from edgediff.run import Run
-from edgediff.training import checkpoint, log
-from edgediff.training.batches import noised_batch
+from edgediff.training import checkpoint, log, processes
+from edgediff.training.batches import Noising
 from edgediff.training.loop import train
-
-
-class Distillation:
-    """The objective diffusion_weight · L_diff + kd_weight · L_KD of one student and its frozen teacher.
-
-    Both see the same noised batch.
-    """
-
-    def __init__(self, student: Loaded, teacher: Loaded, images: Images, config: DistillConfig) -> None:
-        """Take both models as loaded; the teacher is only read, and not at all with `kd: none`."""
-        self.student, self.teacher, self.images, self.config = student, teacher, images, config
-        self.kd = KD[config.kd]
-        self.device = next(student.model.parameters()).device
-
-    def __call__(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        """Return the loss of training step `step` and its parts, for `training.loop.train`."""
-        config, scheduler = self.config, self.teacher.scheduler
-        batch = noised_batch(
-            step, generator, images=self.images, scheduler=scheduler, config=config.training, device=self.device
-        )
-        prediction = self.student.family.prediction(self.student.model, batch.sample, batch.timestep)
-        data_term = diffusion(prediction, batch.target, reduction=config.reduction)
-        loss = config.diffusion_weight * data_term
-        values = {"diffusion": float(data_term.detach())}
-        if self.kd is None:
-            return loss, values
-        with torch.no_grad():
-            target = self.teacher.family.prediction(self.teacher.model, batch.sample, batch.timestep)
-        terms = self.kd(prediction, target, group_size=config.group_size, reduction=config.reduction)
-        parts = {name: float(value.detach()) for name, value in terms._asdict().items() if name != "total"}
-        return loss + config.kd_weight * terms.total, {**values, "kd": float(terms.total.detach()), **parts}
 
 
 def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -> TrainingSummary:
     """Write `run.student` with averaged weights, and the curve to `run.train_log`.
 
+    Every process of a group (`accelerate launch -m edgediff distill`) calls it; the main one writes.
+
     Args: resume: continue from `run.checkpoints` where an earlier run was stopped or killed.
-    Raises: BadInputError when there is nothing pruned yet, or an unfinished training and no `resume`;
-    StageFailedError at a non-finite loss; InterruptedStageError on SIGINT.
+    Raises: BadInputError when there is nothing pruned yet, an unfinished training and no `resume`, or a target cache
+    of another teacher; StageFailedError at a non-finite loss; InterruptedStageError on SIGINT.
     """
     source = roles.folder(run, recipe, "pruned")
-    big = model_folder.load(roles.folder(run, recipe, "teacher"))
-    images = data.load(recipe.data, "train", shape=big.sample_shape)
+    teachers = [model_folder.load(folder) for folder in roles.teaching(run, recipe)]
+    big = teachers[0]
+    with processes.main_first():  # who indexes what the others then find indexed
+        images = data.load(recipe.data, "train", shape=big.sample_shape, output=output)
     config = {"distill": recipe.distill.model_dump(mode="json"), "data": recipe.data.model_dump(mode="json")}
-    inputs = {"teacher": big.sha256, "pruned": content_hash(source), "images": images.sha256}
+    inputs = {
+        "teacher": "+".join(teacher.sha256 for teacher in teachers),
+        "pruned": content_hash(source),
+        "images": images.sha256,
+    }
     if up_to_date(run.student, stage="distill", config=config, inputs=inputs):
         summary = TrainingSummary.model_validate(read_json(run.student / "manifest.json")["training"])
         output.stage("distill", f"up to date: {summary.steps} steps with kd {summary.kd}")
         return summary
 
-    small = model_folder.load(source)
-    settings = recipe.distill.training
-    output.stage("distill", f"kd {recipe.distill.kd}, {settings.steps} steps of {settings.batch_size}")
-    for loaded in (small, big):
-        loaded.model.to(best_device())
-    objective = Distillation(small, big, images, recipe.distill)
+    settings, words = recipe.distill.training, loss_words(recipe.distill.kd)
+    small = starting_student(model_folder.load(source), recipe.distill)
+    output.stage("distill", f"kd {words}, {settings.steps} steps of {settings.batch_size}")
+    for loaded in (small, *teachers):
+        loaded.model.to(processes.device())
+    objective = Distillation(small, big, recipe.distill).to(processes.device())
+    cache_folder = Path(recipe.distill.cache.folder or run.targets)
+    batches = taught_batches(teachers, images, recipe.distill, cache_folder, output.say)
     done = checkpoint.finished_steps(run.checkpoints) if resume else 0
     with output.progress("distill", settings.steps, done) as progress:
         result = train(
-            small.model,
             objective,
+            batches,
             settings,
             checkpoints=run.checkpoints,
             log=run.train_log,
-            identity=digest({"distill": _untrained(recipe.distill), **inputs}),
+            identity={"distill": recipe.distill.model_dump(mode="json", exclude={"training"}), **inputs},
             resume=resume,
             on_step=lambda record: progress.advance(note=_note(record.values)),
         )
+    cache = batches.teaching.report() if isinstance(batches.teaching, TargetCache) else None
     summary = TrainingSummary(
-        kd=recipe.distill.kd,
+        kd=words,
         steps=result.steps,
         batch_size=settings.batch_size,
         steps_per_second=result.steps_per_second,
         final=log.last_mean(log.read(run.train_log)),
+        cache=cache,
     )
-    with atomic_folder(run.student) as temporary:
-        model_folder.save(temporary, small.model, small.scheduler)
-        write_manifest(
-            temporary,
-            stage="distill",
-            config=config,
-            inputs=inputs,
-            training=summary.model_dump(mode="json"),
-            resumed_at=result.resumed_at,
-            settings=result.settings,
-        )
+    if processes.is_main():
+        with atomic_folder(run.student) as temporary:
+            model_folder.save(temporary, small.model, small.scheduler)
+            write_manifest(
+                temporary,
+                stage="distill",
+                config=config,
+                inputs=inputs,
+                training=summary.model_dump(mode="json"),
+                resumed_at=result.resumed_at,
+                settings=result.settings,
+            )
+    processes.wait_for_everyone()
     output.stage("distill", f"{summary.steps} steps, {summary.steps_per_second:.2f} a second")
+    if cache is not None:
+        output.stage(
+            "",
+            f"target cache: {cache['read']:,.0f} read, {cache['computed']:,.0f} computed, "
+            f"{number(cache['teacher_seconds_saved'], ' s')} of the teacher saved",
+        )
     return summary
 
 
-def _untrained(config: DistillConfig) -> dict[str, Any]:
-    """Return the part of the config that `train` does not see itself."""
-    return config.model_dump(mode="json", exclude={"training"})
+def starting_student(pruned: Loaded, config: DistillConfig) -> Loaded:
+    """Return the student before its first step: its weights, and the prediction type its scheduler says."""
+    model, scheduler = pruned.model, pruned.scheduler
+    if config.initial == "fresh":
+        torch.manual_seed(config.training.seed)
+        model = pruned.family.build(model.config)
+    if config.student_prediction is not None:
+        scheduler = DDPMScheduler.from_config(scheduler.config, prediction_type=config.student_prediction)
+    return replace(pruned, model=model, scheduler=scheduler)
+
+
+def taught_batches(
+    teachers: Sequence[Loaded], images: Images, config: DistillConfig, cache_folder: Path, tell: Callable[[str], None]
+) -> TaughtBatches:
+    """Return the batches of a distillation, with the teachers behind them live or cached, or without a teacher.
+
+    Raises: BadInputError for a cache of other targets.
+    """
+    device, scheduler = next(teachers[0].model.parameters()).device, teachers[0].scheduler
+    cached = config.cache.targets > 0
+    seed = config.cache.seed if cached else config.training.seed
+    noising = Noising(images, scheduler, seed=seed, device=device)
+    if not config.kd:
+        return TaughtBatches(noising, None)
+    live = LiveTeacher(teachers, features=uses_features(config))
+    if not cached:
+        return TaughtBatches(noising, live)
+    identity = {
+        "teacher": "+".join(teacher.sha256 for teacher in teachers),
+        "scheduler": digest(dict(scheduler.config)),
+        "images": images.sha256,
+        "seed": str(seed),
+        "precision": config.training.precision,
+    }
+    cache = TargetCache(
+        live, cache_folder, targets=config.cache.targets, seed=config.training.seed, identity=identity, tell=tell
+    )
+    return TaughtBatches(noising, cache)
 
 
 def _note(values: dict[str, float]) -> str:

@@ -16,6 +16,7 @@ from edgediff.backends.pytorch import PyTorchDenoiser
 from edgediff.data.images import Images
 from edgediff.data.order import evenly
 from edgediff.diffusion.denoiser import Denoiser
+from edgediff.diffusion.parameterisation import convert
 from edgediff.metrics.features import EfficientNetLite0, efficientnet_lite0
 from edgediff.model_folder import Loaded
 from edgediff.output import Output
@@ -37,8 +38,8 @@ def evaluate(run: Run, recipe: Recipe, output: Output) -> Quality:
     folders = {role: roles.folder(run, recipe, role) for role in ROLES}
     loaded = {role: model_folder.load(folders[role]) for role in ROLES}
     shape = loaded["teacher"].sample_shape
-    reference = data.load(recipe.data, "test", shape=shape)
-    training = data.load(recipe.data, "train", shape=shape)
+    reference = data.load(recipe.data, "test", shape=shape, output=output)
+    training = data.load(recipe.data, "train", shape=shape, output=output)
     config = {"evaluate": recipe.evaluate.model_dump(mode="json"), "data": recipe.data.model_dump(mode="json")}
     inputs = {
         **{role: model.sha256 for role, model in loaded.items()},
@@ -75,7 +76,7 @@ def evaluate(run: Run, recipe: Recipe, output: Output) -> Quality:
 
 @torch.inference_mode()
 def error_map(teacher: Loaded, student: Loaded, images: Images) -> dict[str, Tensor]:
-    """Return where and when the student's prediction differs from the teacher's.
+    """Return where and when the student's prediction differs from the teacher's, in the teacher's prediction type.
 
     Returns: `timesteps` (T,) int64, and `squared_error` (T, H, W) float32, the mean over images and channels.
     """
@@ -89,6 +90,8 @@ def error_map(teacher: Loaded, student: Loaded, images: Images) -> dict[str, Ten
         at = timestep.expand(len(x0))
         sample = teacher.scheduler.add_noise(x0, noise, at)
         expected, predicted = (denoiser(sample, at) for denoiser in denoisers)
+        theirs, own = (model.scheduler.config.prediction_type for model in (teacher, student))
+        predicted = convert(predicted, sample, at, teacher.scheduler, own, theirs)
         maps.append((predicted - expected).square().mean(dim=(0, 1)))
     return {"timesteps": timesteps, "squared_error": torch.stack(maps)}
 

@@ -1,4 +1,4 @@
-"""SIGINT as an event, for work that must not be torn in the middle."""
+"""SIGINT and SIGTERM as an event, for work that must not be torn in the middle."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from typing import Any
 
 @contextmanager
 def deferred_interrupt() -> Iterator[threading.Event]:
-    """Turn a SIGINT inside the block into an event that the block looks at; a second one interrupts at once.
+    """Turn a SIGINT or SIGTERM inside the block into an event that the block looks at; a second SIGINT interrupts.
 
+    SIGTERM is how schedulers and launchers of several processes ask for an end; they insist with SIGKILL, and may
+    pass on a SIGINT that has come before, so that a SIGTERM never counts as the second one.
     Outside the main thread, where Python delivers no signals, nothing is changed.
     """
     interrupted = threading.Event()
@@ -21,12 +23,13 @@ def deferred_interrupt() -> Iterator[threading.Event]:
         return
 
     def handler(number: int, frame: Any) -> None:
-        if interrupted.is_set():
+        if number == signal.SIGINT and interrupted.is_set():
             raise KeyboardInterrupt
         interrupted.set()
 
-    previous = signal.signal(signal.SIGINT, handler)
+    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield interrupted
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, old in previous.items():
+            signal.signal(number, old)

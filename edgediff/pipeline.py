@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgediff import data, model_folder, teacher
+from edgediff import data, model_folder, roles, teacher
 from edgediff.artifacts import write_text
 from edgediff.benchmark import benchmark
 from edgediff.build import build, check_buildable
+from edgediff.diagnose import diagnose
 from edgediff.diffusion.sampler import check_steps
 from edgediff.distill import distill
 from edgediff.errors import BadInputError
@@ -16,11 +17,11 @@ from edgediff.export import export
 from edgediff.output import Output
 from edgediff.plan import outline
 from edgediff.prune import prune
-from edgediff.recipe import Recipe, check, dump, read_yaml
+from edgediff.recipe import Recipe, check, differing_keys, dump, read_yaml
 from edgediff.report import report
-from edgediff.results import Report
+from edgediff.results import Report, TrainingSummary
 from edgediff.run import ROLES, Run
-from edgediff.training import checkpoint
+from edgediff.training import checkpoint, processes
 from edgediff.training.loop import ADJUSTABLE
 
 
@@ -30,28 +31,40 @@ def compress(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) 
     Args: resume: continue an interrupted distillation from its checkpoint.
     Raises: BadInputError and MissingExtraError before any work when something stands in the way of a later stage.
     """
-    prepare(run, recipe)
+    prepare(run, recipe, output)
     prune(run, recipe, output)
-    distill(run, recipe, output, resume=resume)
+    teach(run, recipe, output, resume=resume)
     for role in ROLES:
         export(run, recipe, role, output)
     build(run, recipe, output)
     benchmark(run, recipe, output)
     evaluate(run, recipe, output)
+    diagnose(run, recipe, output)
     return report(run, recipe, output)
 
 
-def prepare(run: Run, recipe: Recipe) -> None:
+def teach(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -> TrainingSummary:
+    """Distil the student, and before it the chain of its teacher assistants, each pruned from the recipe's teacher."""
+    for place, (assistant, of_assistant) in enumerate(roles.assistants(run, recipe), start=1):
+        output.stage("assistant", f"{place} of {len(recipe.distill.assistants)}")
+        with processes.main_first():
+            prune(assistant, of_assistant, output)
+        distill(assistant, of_assistant, output, resume=resume)
+    return distill(run, recipe, output, resume=resume)
+
+
+def prepare(run: Run, recipe: Recipe, output: Output) -> None:
     """Find out in seconds whether every stage can run, then claim the run folder by writing the resolved recipe.
 
     Raises: BadInputError for an unknown teacher or data set, a pruning target out of reach, or a run folder that holds
     another recipe's artefacts; MissingExtraError for a builder that is not installed.
     """
-    outline(recipe)
+    for planned in (recipe, *(of_assistant for _, of_assistant in roles.assistants(run, recipe))):
+        outline(planned)
     loaded = model_folder.load(teacher.resolve(recipe.teacher).folder)
     check_steps(loaded.scheduler.config, recipe.evaluate.num_inference_steps)
-    data.load(recipe.data, "train", shape=loaded.sample_shape)
-    data.load(recipe.data, "test", shape=loaded.sample_shape)
+    data.load(recipe.data, "train", shape=loaded.sample_shape, output=output)
+    data.load(recipe.data, "test", shape=loaded.sample_shape, output=output)
     check_buildable(recipe)
     refuse_other_recipe(run, recipe)
     claim(run, recipe)
@@ -101,12 +114,5 @@ def _differences(a: Recipe, b: Recipe, sections: tuple[str, ...]) -> list[str]:
     return [
         key
         for section in sections
-        for key in _differing_keys(section, a.model_dump(mode="json")[section], b.model_dump(mode="json")[section])
+        for key in differing_keys(a.model_dump(mode="json")[section], b.model_dump(mode="json")[section], section)
     ]
-
-
-def _differing_keys(prefix: str, a: Any, b: Any) -> list[str]:
-    if isinstance(a, dict) and isinstance(b, dict):
-        keys = sorted({*a, *b})
-        return [found for key in keys for found in _differing_keys(f"{prefix}.{key}", a.get(key), b.get(key))]
-    return [] if a == b else [prefix]

@@ -12,10 +12,9 @@ from torch import nn
 from edgediff import families, model_folder, teacher
 from edgediff.artifacts import read_json
 from edgediff.families import Config, Family, Widths
-from edgediff.losses import KD
 from edgediff.metrics.cost import model_cost, parameter_bytes
 from edgediff.pruning import target_widths
-from edgediff.recipe import Recipe
+from edgediff.recipe import Recipe, loss_words
 from edgediff.results import Plan, StagePlan
 
 TRIAL_BATCH = 4
@@ -67,7 +66,7 @@ def plan(recipe: Recipe) -> Plan:
     }
     seconds = {name: _forward_seconds(model, what.family) for name, model in models.items()}
     train, images = recipe.distill.training, recipe.evaluate
-    of_step = (1 + BACKWARD) * seconds["student"] + (seconds["teacher"] if KD[recipe.distill.kd] else 0.0)
+    of_step = (1 + BACKWARD) * seconds["student"] + (seconds["teacher"] if recipe.distill.kd else 0.0)
     modules = sum(1 for module in models["teacher"].modules() if not list(module.children()))
     rounds = recipe.benchmark.iterations + recipe.benchmark.warmup_iterations
     all_roles = seconds["teacher"] + 2 * seconds["student"]
@@ -77,7 +76,7 @@ def plan(recipe: Recipe) -> Plan:
         StagePlan(
             stage="distill",
             seconds=train.steps * train.batch_size * of_step,
-            what=f"kd {recipe.distill.kd}, {train.steps} steps of {train.batch_size}, {train.precision}",
+            what=f"kd {loss_words(recipe.distill.kd)}, {train.steps} steps of {train.batch_size}, {train.precision}",
         ),
         StagePlan(
             stage="export", seconds=3 * modules * EXPORT_SECONDS_A_MODULE, what="ONNX of teacher, pruned, student"

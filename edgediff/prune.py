@@ -31,7 +31,7 @@ def prune(run: Run, recipe: Recipe, output: Output) -> Reached:
     if needs_data:
         config["data"] = recipe.data.model_dump(mode="json")
     loaded = model_folder.load(source)
-    images = data.load(recipe.data, "train", shape=loaded.sample_shape) if needs_data else None
+    images = data.load(recipe.data, "train", shape=loaded.sample_shape, output=output) if needs_data else None
     inputs = {"teacher": loaded.sha256, **({"images": images.sha256} if images else {})}
     if up_to_date(run.pruned, stage="prune", config=config, inputs=inputs):
         reached = Reached.model_validate(read_json(run.pruned / "manifest.json")["reached"])

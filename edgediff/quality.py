@@ -15,6 +15,7 @@ from edgediff.data.images import Images, from_bytes
 from edgediff.data.order import evenly
 from edgediff.diffusion.denoiser import Denoiser
 from edgediff.diffusion.sampler import SAMPLER, ddim, sample
+from edgediff.metrics.divergence import noise_level, noise_limit
 from edgediff.metrics.features import FeatureExtractor
 from edgediff.metrics.frechet import GaussianStatistics, frechet_distance, gaussian_statistics
 from edgediff.metrics.kid import kid
@@ -34,11 +35,15 @@ CHUNK = 256  # images between two advances of the progress bar
 
 @dataclass(frozen=True)
 class Drawn:
-    """Images of one model, as they would be saved: (N, C, H, W) uint8, and how far the raw ones were out of range."""
+    """Images of one model, as they would be saved: (N, C, H, W) uint8, and how the raw ones were out of range.
+
+    `diverged_share` is one of pixels; `finite` (N,) says which images hold neither NaN nor infinity.
+    """
 
     pixels: NDArray[np.uint8]
     backend: str
     diverged_share: float
+    finite: NDArray[np.bool_]
 
     def images(self) -> Tensor:
         """Return the images as float32 (N, C, H, W) in [-1, 1]."""
@@ -47,12 +52,14 @@ class Drawn:
 
 @dataclass(frozen=True)
 class RealImages:
-    """Features of the reference, their statistics, and the features of the floor's images."""
+    """Features of the reference, their statistics, and its noise limit; features and noise levels of the floor."""
 
     profile: Reference
     features: NDArray[np.float32]
     statistics: GaussianStatistics
+    noise_limit: float | None
     floor: NDArray[np.float32]
+    floor_noise: NDArray[np.float64]
 
 
 def draw(denoiser: Denoiser, loaded: Loaded, config: EvaluateConfig, output: Output, what: str) -> Drawn:
@@ -70,19 +77,20 @@ def draw(denoiser: Denoiser, loaded: Loaded, config: EvaluateConfig, output: Out
     # A student that diverges to NaN has failed, but its row should say so rather than stop the report of the others.
     finite = torch.nan_to_num(raw, nan=2 * DIVERGED, posinf=2 * DIVERGED, neginf=-2 * DIVERGED)
     pixels = ((finite.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
-    return Drawn(pixels, denoiser.backend, float((finite.abs() > DIVERGED).float().mean()))
+    diverged_share = float((finite.abs() > DIVERGED).float().mean())
+    return Drawn(pixels, denoiser.backend, diverged_share, raw.isfinite().flatten(1).all(dim=1).numpy())
 
 
 def real_images(
     reference: Images, training: Images, extractor: FeatureExtractor, num_images: int, output: Output
 ) -> RealImages:
-    """Extract the features of all reference images, and of as many training images as models draw (the floor)."""
+    """Measure all reference images, and as many training images as models draw (the floor)."""
     count = min(num_images, len(training))
     with output.progress("features of real images", len(reference) + count) as progress:
-        features = _features(reference, torch.arange(len(reference)), extractor, progress.advance)
-        floor = _features(training, evenly(len(training), count), extractor, progress.advance)
+        features, noise = _measured(reference, torch.arange(len(reference)), extractor, progress.advance)
+        floor, floor_noise = _measured(training, evenly(len(training), count), extractor, progress.advance)
     profile = Reference(name=reference.name, sha256=reference.sha256, num_images=len(reference))
-    return RealImages(profile, features, gaussian_statistics(features), floor)
+    return RealImages(profile, features, gaussian_statistics(features), noise_limit(noise), floor, floor_noise)
 
 
 def profile(real: RealImages, extractor: FeatureExtractor, config: EvaluateConfig) -> QualityProfile:
@@ -100,12 +108,15 @@ def profile(real: RealImages, extractor: FeatureExtractor, config: EvaluateConfi
         kid_subset_size=min(KID_SUBSET_SIZE, config.num_images),
         kid_subsets=KID_SUBSETS,
         neighbours=NEIGHBOURS,
+        noise_limit=real.noise_limit,
     )
 
 
 def floor_row(real: RealImages) -> QualityRow:
     """Score real training images as if a model had drawn them: the best that this count and extractor allow."""
-    return _row("floor", "", real.floor, real)
+    row = _row("floor", "", real.floor, real)
+    row.noise_share = _noise_share(real.floor_noise, real)
+    return row
 
 
 def model_row(
@@ -119,6 +130,7 @@ def model_row(
     images = drawn.images()
     row = _row(role, drawn.backend, extractor(images), real)
     row.diverged_share = drawn.diverged_share
+    row.noise_share = _noise_share(np.where(drawn.finite, noise_level(images), np.inf), real)
     if teacher is not None:
         expected = teacher.images()
         row.psnr_to_teacher = float(np.minimum(psnr(images, expected), IDENTICAL_PSNR).mean())
@@ -148,11 +160,18 @@ def _row(
     )
 
 
-def _features(
+def _noise_share(levels: NDArray[np.float64], real: RealImages) -> float | None:
+    return None if real.noise_limit is None else float((levels > real.noise_limit).mean())
+
+
+def _measured(
     images: Images, indices: Tensor, extractor: FeatureExtractor, advance: Callable[[int], None]
-) -> NDArray[np.float32]:
-    parts = []
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Return the features (N, dim) and noise levels (N,) of the images at `indices` (N,)."""
+    features, levels = [], []
     for chunk in indices.split(CHUNK):
-        parts.append(extractor(images.batch(chunk)))
+        batch = images.batch(chunk)
+        features.append(extractor(batch))
+        levels.append(noise_level(batch))
         advance(len(chunk))
-    return np.concatenate(parts)
+    return np.concatenate(features), np.concatenate(levels)

@@ -7,6 +7,7 @@ is one set of names, one set of defaults and one place that words what is wrong.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -40,9 +41,11 @@ class Config(BaseModel):
 
 
 class DataConfig(Config):
-    """Which images: a known set by name (`fashion-mnist`, `fashion-mnist-20k`), or a folder of image files.
+    """Which images: a known set by name (`fashion-mnist`, `fashion-mnist-20k`), or a folder.
 
-    `folder` names where the known set's own files are, when not in the system's place.
+    A folder holds image files, WebDataset tars, what Hugging Face `datasets` saved to disk, or Parquet or Arrow files
+    with an image column; which, is seen. `folder` names where the known set's own files are, when not in the system's
+    place.
     """
 
     name: str = "fashion-mnist"
@@ -53,16 +56,22 @@ class TrainingConfig(Config):
     """Steps, optimiser (AdamW), schedules and seed of one training, shared by teachers and students."""
 
     steps: int = Field(2000, gt=0)
+    # Of one forward, which is what memory bounds. An update sees batch_size x gradient_accumulation x processes samples:
+    # on more processes, divide one of the two by their number to train as before, or raise the learning rate.
     batch_size: int = Field(64, gt=0)
+    gradient_accumulation: int = Field(1, gt=0)  # forwards of one process for one update
     learning_rate: float = Field(1e-3, gt=0)
     lr_schedule: Literal["constant", "cosine"] = "cosine"  # cosine falls to 0 at the last step
     warmup_steps: int = Field(100, ge=0)
     weight_decay: float = Field(0.0, ge=0)
     grad_clip: float = Field(1.0, gt=0)  # largest norm of the gradient
     ema_decay: float = Field(0.999, ge=0, lt=1)  # reached gradually: a short run must not average in its start
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # fp16 on NVIDIA GPUs only
+    gradient_checkpointing: bool = False  # compute activations twice instead of keeping them: less memory, more time
+    compile: bool = False  # the network's forward, with torch.compile: minutes once, then faster steps
     seed: int = Field(0, ge=0)
     checkpoint_every: int = Field(200, gt=0)  # steps
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)  # beside train.jsonl
 
 
 class PruneConfig(Config):
@@ -83,15 +92,104 @@ class PruneConfig(Config):
         return self
 
 
+KD_LOSSES = ("output", "lift", "place", "multi_scale", "dist", "feature", "attention", "masked_feature")
+KD_PRESETS: dict[str, dict[str, float]] = {
+    "none": {},
+    "output+feature": {"output": 1.0, "feature": 1.0},
+    "bk_sdm": {"output": 1.0, "feature": 1.0},  # Kim et al. 2023; their task loss is the diffusion loss
+}
+
+
+def parse_losses(value: Any) -> Any:
+    """Read distillation losses as name → weight: `place`, `output,feature=0.1`, a list of such, a preset, a mapping.
+
+    Raises: ValueError for an unknown name, with the nearest one, and for a weight that is no positive number.
+    """
+    if isinstance(value, str):
+        value = value.split(",")
+    if isinstance(value, list | tuple):
+        losses: dict[str, float] = {}
+        for part in value:
+            name, given, weight = str(part).strip().partition("=")
+            if name in KD_PRESETS and not given:
+                losses |= KD_PRESETS[name]
+            else:
+                losses[name] = yaml.safe_load(weight) if given else 1.0
+        value = losses
+    if isinstance(value, dict):
+        for name, weight in value.items():
+            if name not in KD_LOSSES:
+                raise ValueError(f"unknown loss {name}; {nearest(name, (*KD_LOSSES, *KD_PRESETS))}")
+            if not isinstance(weight, int | float) or not 0 < weight < math.inf:
+                raise ValueError(f"the weight of {name} must be a number above 0: {weight}")
+    return value
+
+
+def loss_words(losses: Mapping[str, float]) -> str:
+    """Word losses as `--kd` reads them: `place`, `output+feature=0.1`, `none`."""
+    words = [name if weight == 1 else f"{name}={weight:g}" for name, weight in losses.items()]
+    return ",".join(words) or "none"
+
+
+Losses = Annotated[dict[str, float], BeforeValidator(parse_losses)]
+PredictionType = Literal["epsilon", "v_prediction", "sample"]
+
+
+class PlaceConfig(Config):
+    """PLACE and its ablations; LIFT takes all but the groups."""
+
+    group_size: int = Field(16, gt=1)  # elements of one group
+    grouping: Literal["error", "raster", "random"] = "error"
+    terms: Literal["both", "coarse", "fine"] = "both"
+    norm: Literal["l1", "l2"] = "l1"  # of the coarse term
+    fine_weight: Literal["adaptive", "fixed", "linear", "cosine", "learnable"] = "adaptive"
+
+    @model_validator(mode="after")
+    def _weight_of_something(self) -> Self:
+        if self.terms == "coarse" and self.fine_weight == "learnable":
+            raise ValueError("a learnable fine_weight needs the fine term: terms must be both or fine")
+        return self
+
+
+class CacheConfig(Config):
+    """Teacher targets that are kept on disk instead of computed again (`--cache-targets`)."""
+
+    targets: Count = Field(0, ge=0)  # how many; 0: none are kept
+    folder: str | None = None  # shared between runs; by default inside the run folder
+    seed: int = Field(0, ge=0)  # of their noise and timesteps, so that trainings of several seeds share them
+
+
+class AssistantConfig(Config):
+    """A student between teacher and student (teacher assistant; Mirzadeh et al. 2020), distilled as the student is."""
+
+    ratio: float = Field(ge=0, lt=1)  # fraction of the teacher's channels removed
+    steps: int | None = Field(None, gt=0)  # None: as many as the student
+
+
 class DistillConfig(Config):
     """What the student learns from (LIFT/PLACE; Han et al. 2026) and how it is trained."""
 
-    kd: Literal["none", "output", "lift", "place"] = "place"
-    kd_weight: float = Field(1.0, ge=0)
+    kd: Losses = {"place": 1.0}  # name → weight
     diffusion_weight: float = Field(1.0, ge=0)
-    group_size: int = Field(16, gt=1)  # elements of one group of PLACE
+    place: PlaceConfig = PlaceConfig()
     reduction: Literal["sum", "mean"] = "mean"  # over the elements of an image
+    teachers: tuple[str, ...] = ()  # who teaches, when not the recipe's teacher alone: names or folders
+    assistants: tuple[AssistantConfig, ...] = ()  # from large to small, each the teacher of the next
+    guidance: Literal["last", "dense"] = "last"  # dense: by everyone before, in turns (Son et al. 2021)
+    initial: Literal["pruned", "fresh"] = "pruned"  # the student's first weights: cut from the teacher, or random
+    student_prediction: PredictionType | None = None  # None: the teacher's own
+    kd_space: PredictionType | None = None  # where predictions are compared; None: the student's own
+    x0_threshold: Literal["none", "clip", "dynamic"] = "clip"  # of the teacher's x0, where it is converted through x0
+    timestep_weighting: Literal["uniform", "min_snr", "snr_truncated", "angular", "normalised"] = "uniform"
+    gradient_norms_every: int = Field(100, ge=0)  # steps between two logs of every term's gradient norm; 0: never
+    cache: CacheConfig = CacheConfig()
     training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> Self:
+        if not self.kd and not self.diffusion_weight:
+            raise ValueError("nothing to learn from: kd is none and diffusion_weight is 0")
+        return self
 
 
 class ExportConfig(Config):
@@ -174,7 +272,7 @@ class TeacherRecipe(Config):
     evaluate: EvaluateConfig = EvaluateConfig()
 
 
-AnyRecipe = TypeVar("AnyRecipe", Recipe, TeacherRecipe)
+AnyRecipe = TypeVar("AnyRecipe", bound=Config)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -269,6 +367,14 @@ def check(values: Mapping[str, Any], model: type[AnyRecipe], source: str = "reci
 def dump(recipe: Config) -> str:
     """Return a recipe as YAML with every default written out."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def differing_keys(a: Any, b: Any, prefix: str = "") -> list[str]:
+    """Return the dotted keys, sorted, at which two pieces of plain data differ."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        dot = f"{prefix}." if prefix else ""
+        return [found for key in sorted({*a, *b}) for found in differing_keys(a.get(key), b.get(key), f"{dot}{key}")]
+    return [] if a == b else [prefix]
 
 
 def _copy(value: Any) -> Any:

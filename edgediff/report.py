@@ -8,14 +8,14 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from edgediff import __version__, model_folder
+from edgediff import __version__, diagnostics, model_folder
 from edgediff.artifacts import MANIFEST, content_hash, read_object, read_result, sha256, write_result, write_text
 from edgediff.errors import BadInputError, CorruptArtifactError
 from edgediff.output import Output
 from edgediff.recipe import Recipe
 from edgediff.reporting.page import context
 from edgediff.reporting.templates import template
-from edgediff.results import Build, Latency, Parity, Quality, Reached, Report, Result, TrainingSummary
+from edgediff.results import Build, Diagnosis, Latency, Parity, Quality, Reached, Report, Result, TrainingSummary
 from edgediff.run import ROLES, Run
 from edgediff.teacher import resolve
 from edgediff.validation import problems
@@ -30,7 +30,8 @@ def report(run: Run, recipe: Recipe, output: Output) -> Report:
     run holds now; CorruptArtifactError for a result that is not one.
     """
     _require_stages(run)
-    _require_one_model(run, recipe)
+    weights = _weights(run)
+    _require_one_model(run, recipe, weights)
     result = Report(
         name=run.path.resolve().name,
         teacher=resolve(recipe.teacher).name,
@@ -42,9 +43,13 @@ def report(run: Run, recipe: Recipe, output: Output) -> Report:
         builds=[_read(Build, run.engine(backend) / "build.json") for backend in _built(run, recipe)],
         latency=_read(Latency, run.latency),
         quality=_read(Quality, run.quality),
+        diagnosis=_diagnosis(run, weights, output),
     )
     page = context(run, result)
-    write_result(run.report, result.model_dump(mode="json"), stage="report", config={}, inputs=_inputs(run, recipe))
+    inputs = _inputs(run, recipe)
+    if result.diagnosis is not None:
+        inputs["diagnosis"] = content_hash(diagnostics.folder(run))
+    write_result(run.report, result.model_dump(mode="json"), stage="report", config={}, inputs=inputs)
     write_text(run.path / "report.html", template("report.html.j2").render(page))
     write_text(run.path / "README.md", template("card.md.j2").render(page))
     output.stage("report", f"`{run.path / 'report.html'}`")
@@ -66,13 +71,11 @@ def _require_stages(run: Run) -> None:
             raise BadInputError(f"nothing to report yet, it lacks: `{path}`", f"run `edgediff {verb} {run.path}` first")
 
 
-def _require_one_model(run: Run, recipe: Recipe) -> None:
+def _require_one_model(run: Run, recipe: Recipe, weights: Mapping[str, str]) -> None:
     """Refuse figures of weights that an earlier stage has replaced since: a report is about one student."""
-    student = read_object(run.student / MANIFEST)["inputs"]
+    made_from = read_object(run.student / MANIFEST)["inputs"]
     exported = {role: content_hash(run.onnx(role)) for role in ROLES}
-    weights = {"teacher": student["teacher"]}
-    weights |= {role: model_folder.fingerprint(folder) for role, folder in _students(run).items()}
-    current = [("distill", run.student, student["pruned"] == content_hash(run.pruned))]
+    current = [("distill", run.student, made_from["pruned"] == content_hash(run.pruned))]
     for role in ROLES:
         folder = run.onnx(role)
         current.append(("export", folder, read_object(folder / MANIFEST)["inputs"]["weights"] == weights[role]))
@@ -87,6 +90,23 @@ def _require_one_model(run: Run, recipe: Recipe) -> None:
             raise BadInputError(
                 f"made from other weights than the run holds now: `{path}`", f"run `edgediff {verb} {run.path}` again"
             )
+
+
+def _weights(run: Run) -> dict[str, str]:
+    weights = {"teacher": read_object(run.student / MANIFEST)["inputs"]["teacher"]}
+    return weights | {role: model_folder.fingerprint(folder) for role, folder in _students(run).items()}
+
+
+def _diagnosis(run: Run, weights: Mapping[str, str], output: Output) -> Diagnosis | None:
+    """Read the diagnosis, which a report can do without: one of other weights is left out, and that is said."""
+    folder = diagnostics.folder(run)
+    if not (folder / MANIFEST).is_file():
+        return None
+    diagnosed = read_object(folder / MANIFEST)["inputs"]
+    if any(diagnosed[role] != weights[role] for role in ROLES):
+        output.say(f"left out, of other weights than the run holds now: `{folder}`; `edgediff diagnose {run.path}`")
+        return None
+    return _read(Diagnosis, folder / diagnostics.RESULT)
 
 
 def _students(run: Run) -> dict[str, Path]:

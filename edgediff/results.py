@@ -32,6 +32,7 @@ DIRECTIONS: dict[str, Literal["lower", "higher"]] = {
     "psnr_to_teacher": "higher",
     "ssim_to_teacher": "higher",
     "diverged_share": "lower",
+    "noise_share": "lower",
 }
 """Which way is better, for every metric that a report shows or a check gates."""
 
@@ -160,6 +161,7 @@ class QualityProfile(Result):
     kid_subset_size: int
     kid_subsets: int
     neighbours: int  # k of precision and recall
+    noise_limit: float | None = None  # level beyond which an image is noise; null: the reference is noise itself
 
 
 class QualityRow(Result):
@@ -179,6 +181,7 @@ class QualityRow(Result):
     psnr_to_teacher: float | None = None  # dB, mean over images
     ssim_to_teacher: float | None = None
     diverged_share: float | None = None  # of pixels with abs(x) > 1.5 before clamping
+    noise_share: float | None = None  # of images that are noise (`metrics.divergence`) or not finite
 
 
 class Quality(Result):
@@ -186,6 +189,56 @@ class Quality(Result):
 
     profile: QualityProfile
     rows: list[QualityRow]
+
+
+class TimestepError(Result):
+    """One model against its teacher at one timestep, on held-out images: means over images, channels and elements."""
+
+    timestep: int
+    mse: float  # of the predictions, in the teacher's prediction type
+    x0_rmse: float  # of the x0 that they mean, on a range of 2: what a sampler makes of the error
+    slope: float  # of LIFT's fit of the teacher's prediction on the model's, one for every image and channel
+    slope_std: float
+    intercept: float
+    intercept_std: float
+
+
+class Sharpness(Result):
+    """The distillation error (mean squared, in the teacher's prediction type) around a model's weights."""
+
+    rho: float  # length of the step uphill
+    loss: float  # L(w)
+    gradient_norm: float  # |g|
+    sharpness: float  # (L(w + rho g / |g|) - L(w)) / rho
+
+
+class ModelDiagnosis(Result):
+    """One model against its teacher."""
+
+    prediction_type: str
+    errors: list[TimestepError]
+    sharpness: Sharpness
+
+
+class ErrorPictures(Result):
+    """Single images: a PNG each, a column a timestep, a row each of `rows`."""
+
+    files: list[str]
+    images: list[int]  # index in the reference
+    timesteps: list[int]
+    rows: list[str]
+    low: float  # squared error of the darkest colour, and of the brightest; logarithmic between them
+    high: float
+
+
+class Diagnosis(Result):
+    """diagnosis.json: why a student draws what it draws."""
+
+    reference: Reference
+    num_images: int  # of the reference, for the errors
+    prediction_type: str  # the teacher's, in which predictions are compared
+    models: dict[Literal["pruned", "student"], ModelDiagnosis]
+    pictures: ErrorPictures
 
 
 class TrainingSummary(Result):
@@ -196,6 +249,7 @@ class TrainingSummary(Result):
     batch_size: int
     steps_per_second: float
     final: dict[str, float]  # mean of the logged quantities over the last tenth of the steps
+    cache: dict[str, float] | None = None  # what the target cache read, computed and saved, when there was one
 
 
 class Report(Result):
@@ -212,6 +266,7 @@ class Report(Result):
     builds: list[Build]
     latency: Latency
     quality: Quality
+    diagnosis: Diagnosis | None = None  # null: `edgediff diagnose` has not been run
     directions: dict[str, Literal["lower", "higher"]] = DIRECTIONS
 
 

@@ -24,3 +24,30 @@ def folder(run: Run, recipe: Recipe, role: Role) -> Path:
         command = f"edgediff {MADE_BY[role]} {run.path}"
         raise BadInputError(f"the {role} model is not there yet: `{path}`", f"run `{command}` first")
     return path
+
+
+def teaching(run: Run, recipe: Recipe) -> list[Path]:
+    """Return the pipeline folders that teach the run's student: the last of its chain, or with `dense` all of it.
+
+    Raises: BadInputError for an unknown teacher.
+    """
+    config = recipe.distill
+    first = [teacher.resolve(name).folder for name in config.teachers or (recipe.teacher,)]
+    assistants = [run.assistant(place).student for place in range(len(config.assistants))]
+    return [*first, *assistants] if config.guidance == "dense" or not assistants else assistants[-1:]
+
+
+def assistants(run: Run, recipe: Recipe) -> list[tuple[Run, Recipe]]:
+    """Return the run and the recipe of every teacher assistant, in the order in which they are made."""
+    found = []
+    for place, assistant in enumerate(recipe.distill.assistants):
+        before = recipe.distill.model_copy(update={"assistants": recipe.distill.assistants[:place]})
+        teachers = teaching(run, recipe.model_copy(update={"distill": before}))
+        training = recipe.distill.training.model_copy(
+            update={"steps": assistant.steps or recipe.distill.training.steps}
+        )
+        changes = {"teachers": tuple(map(str, teachers)), "assistants": (), "training": training}
+        prune = recipe.prune.model_copy(update={"ratio": assistant.ratio, "params": None, "macs": None})
+        distill = recipe.distill.model_copy(update=changes)
+        found.append((run.assistant(place), recipe.model_copy(update={"prune": prune, "distill": distill})))
+    return found

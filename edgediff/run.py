@@ -39,6 +39,15 @@ class Run:
         """Resumable training state."""
         return self.path / "checkpoints"
 
+    def assistant(self, place: int) -> Run:
+        """The run of a teacher assistant, counted from 0: `pruned/`, `student/`, `train.jsonl`."""
+        return Run(self.path / "assistants" / str(place))
+
+    @property
+    def targets(self) -> Path:
+        """Cached teacher targets, unless the recipe names another folder for them."""
+        return self.path / "targets"
+
     @property
     def train_log(self) -> Path:
         """One JSON line a training step."""

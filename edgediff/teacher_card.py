@@ -26,8 +26,8 @@ def write_card(folder: Path, recipe: TeacherRecipe, train_log: Path, output: Out
     """Score the pipeline in `folder`, and write README.md, samples.png, loss.svg and quality.json into it."""
     loaded = model_folder.load(folder)
     extractor = efficientnet_lite0()
-    reference = data.load(recipe.data, "test", shape=loaded.sample_shape)
-    training = data.load(recipe.data, "train", shape=loaded.sample_shape)
+    reference = data.load(recipe.data, "test", shape=loaded.sample_shape, output=output)
+    training = data.load(recipe.data, "train", shape=loaded.sample_shape, output=output)
     real = real_images(reference, training, extractor, recipe.evaluate.num_images, output)
     drawn = draw(
         PyTorchDenoiser(loaded.model, loaded.family, best_device()), loaded, recipe.evaluate, output, "teacher"

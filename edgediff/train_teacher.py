@@ -12,38 +12,31 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from edgediff import data, families, model_folder
-from edgediff.artifacts import atomic_folder, digest, up_to_date, write_manifest
-from edgediff.backends import best_device
-from edgediff.data.images import Images
-from edgediff.diffusion.noising import check_prediction_type
+from edgediff.artifacts import atomic_folder, up_to_date, write_manifest
+from edgediff.diffusion.noising import check_prediction_type, prediction_target
 from edgediff.errors import BadInputError, nearest
 from edgediff.families import Family
 from edgediff.losses import diffusion
 from edgediff.output import Output
-from edgediff.recipe import TeacherRecipe, TrainingConfig
+from edgediff.recipe import TeacherRecipe
 from edgediff.teacher_card import write_card
-from edgediff.training import checkpoint
-from edgediff.training.batches import noised_batch
+from edgediff.training import checkpoint, processes
+from edgediff.training.batches import NoisedBatch, Noising
 from edgediff.training.loop import LOG_NAME, train
 
 
-class Denoising:
-    """The diffusion loss of a model on images (Ho et al. 2020, L_simple), with antithetic timesteps."""
+class Denoising(torch.nn.Module):
+    """The diffusion loss of a model on noised images (Ho et al. 2020, L_simple)."""
 
-    def __init__(
-        self, model: torch.nn.Module, family: Family, scheduler: DDPMScheduler, images: Images, config: TrainingConfig
-    ) -> None:
-        """Take what a step needs; every draw comes from the config's seed and the step."""
-        self.model, self.family, self.scheduler, self.images, self.config = model, family, scheduler, images, config
-        self.device = next(model.parameters()).device
+    def __init__(self, model: torch.nn.Module, family: Family, scheduler: DDPMScheduler) -> None:
+        super().__init__()
+        self.model, self.family, self.scheduler = model, family, scheduler
 
-    def __call__(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        """Return the loss of training step `step`, for `training.loop.train`."""
-        batch = noised_batch(
-            step, generator, images=self.images, scheduler=self.scheduler, config=self.config, device=self.device
-        )
+    def forward(self, batch: NoisedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of a batch, for `training.loop.train`."""
         prediction = self.family.prediction(self.model, batch.sample, batch.timestep)
-        return diffusion(prediction, batch.target, reduction="mean"), {}
+        target = prediction_target(self.scheduler, batch.x0, batch.noise, batch.timestep)
+        return diffusion(prediction, target, reduction="mean").mean(), {}
 
 
 def train_teacher(recipe: TeacherRecipe, out: Path, output: Output, *, resume: bool) -> Path:
@@ -56,12 +49,13 @@ def train_teacher(recipe: TeacherRecipe, out: Path, output: Output, *, resume: b
     folder = out / "teacher"
     family = families.of(recipe.model.class_name)
     torch.manual_seed(recipe.training.seed)
-    model = _from_config(family.model_class, recipe.model.config, "model.config").to(best_device())
+    model = _from_config(family.model_class, recipe.model.config, "model.config").to(processes.device())
     scheduler = _from_config(DDPMScheduler, recipe.scheduler, "scheduler")
     check_prediction_type(scheduler.config.prediction_type)
     shape = family.sample_shape(model.config)
-    images = data.load(recipe.data, "train", shape=shape)
-    data.load(recipe.data, "test", shape=shape)  # of the card: missing ones are told of now
+    with processes.main_first():  # who indexes what the others then find indexed
+        images = data.load(recipe.data, "train", shape=shape, output=output)
+        data.load(recipe.data, "test", shape=shape, output=output)  # of the card: missing ones are told of now
     inputs, config = {"images": images.sha256}, recipe.model_dump(mode="json")
     if up_to_date(folder, stage="teacher", config=config, inputs=inputs):
         output.stage("teacher", f"up to date: `{folder}`")
@@ -72,15 +66,17 @@ def train_teacher(recipe: TeacherRecipe, out: Path, output: Output, *, resume: b
     output.stage("teacher", f"{recipe.name}, {settings.steps} steps of {settings.batch_size}")
     with output.progress("train", settings.steps, done) as progress:
         result = train(
-            model,
-            Denoising(model, family, scheduler, images, settings),
+            Denoising(model, family, scheduler),
+            Noising(images, scheduler, seed=settings.seed, device=processes.device()),
             settings,
             checkpoints=out / "checkpoints",
             log=out / LOG_NAME,
-            identity=digest({"recipe": {key: config[key] for key in ("model", "scheduler")}, **inputs}),
+            identity={**{key: config[key] for key in ("model", "scheduler")}, **inputs},
             resume=resume,
             on_step=lambda record: progress.advance(note=f"loss {record.values['loss']:.4f}"),
         )
+    if not processes.is_main():
+        return folder
     with atomic_folder(folder) as temporary:
         model_folder.save(temporary, model.half(), scheduler)
         write_card(temporary, recipe, out / LOG_NAME, output)

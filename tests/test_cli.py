@@ -65,7 +65,11 @@ BAD = {
     "ratio above 1": (["--ratio", "1.5"], ["prune.ratio"]),
     "negative ratio": (["--ratio", "-0.5"], ["prune.ratio"]),
     "no channels left": (["--ratio", "0.99"], ["down_blocks.0"]),
-    "unknown kd": (["--kd", "plaice"], ["distill.kd", "place"]),
+    "unknown kd": (["--kd", "plaice"], ["distill.kd", "unknown loss plaice", "did you mean: place"]),
+    "unknown kd of several": (["--kd", "output,featrue=0.1"], ["unknown loss featrue", "did you mean: feature"]),
+    "negative weight": (["--kd", "place=-1"], ["the weight of place must be a number above 0: -1"]),
+    "nothing to learn": (["--kd", "none", "distill.diffusion_weight=0"], ["nothing to learn from"]),
+    "no number of targets": (["--cache-targets", "many"], ["distill.cache.targets", "many"]),
     "two targets": (["--ratio", "0.5", "--params", "100k"], ["exactly one"]),
     "unreachable size": (["--params", "3"], ["no student of this teacher has 3", "reachable"]),
     "unknown key": (["distil.kd=lift"], ["distil: unknown key, did you mean: distill"]),
@@ -155,7 +159,7 @@ def test_stages_one_by_one_over_one_folder(edgediff, small_teacher, tmp_path):
     assert code == 0 and json.loads(out)["channels_removed"] == 0.5
     code, out, _ = edgediff("distill", run.path, "--json", "distill.kd=lift")
     assert code == 0 and json.loads(out)["kd"] == "lift"
-    assert yaml.safe_load(run.recipe.read_text())["distill"]["kd"] == "lift"
+    assert yaml.safe_load(run.recipe.read_text())["distill"]["kd"] == {"lift": 1.0}
     code, _, err = edgediff("distill", run.path, "distill.kd=place")
     assert code == 2 and "distill.kd" in err
 

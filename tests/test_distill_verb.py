@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +13,9 @@ import pytest
 import torch
 from diffusers import DDPMPipeline
 
-from edgediff import data, model_folder
-from edgediff import distill as distill_module
 from edgediff.artifacts import read_json, sha256, write_text
-from edgediff.distill import Distillation, distill
+from edgediff.distill import distill
+from edgediff.distillation.objective import Distillation
 from edgediff.errors import BadInputError, StageFailedError
 from edgediff.prune import prune
 from edgediff.recipe import dump
@@ -37,7 +37,7 @@ def log_of(run):
     return [json.loads(line) for line in run.train_log.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("kd", ["none", "output", "lift", "place"])
+@pytest.mark.parametrize("kd", ["none", "output", "lift", "place", "output,feature=0.1"])
 def test_every_objective_trains_a_stock_student(kd, pruned, small_recipe, quiet):
     summary = distill(pruned, small_recipe(distill={"kd": kd, **SHORT}), quiet)
     assert (summary.kd, summary.steps) == (kd, 3)
@@ -49,7 +49,8 @@ def test_every_objective_trains_a_stock_student(kd, pruned, small_recipe, quiet)
     assert [line["step"] for line in lines] == [1, 2, 3]
     expected = {"step", "loss", "diffusion", "grad_norm", "learning_rate"}
     if kd != "none":
-        expected |= {"kd", "coarse", "fine", "fine_weight", "slope", "intercept"}
+        expected |= {"coarse", "fine", "fine_weight", "slope", "intercept"}
+        expected |= set(summary.kd.replace("=0.1", "").split(","))
     assert all(set(line) == expected for line in lines)
 
 
@@ -57,29 +58,62 @@ SHORT = {"training": {"steps": 3, "batch_size": 2, "warmup_steps": 1, "checkpoin
 
 
 def test_the_logged_parts_add_up_to_the_loss(pruned, small_recipe, quiet):
-    distill(pruned, small_recipe(distill={"kd_weight": 0.5, "diffusion_weight": 2.0, **SHORT}), quiet)
+    distill(pruned, small_recipe(distill={"kd": {"place": 0.5}, "diffusion_weight": 2.0, **SHORT}), quiet)
     for line in log_of(pruned):
-        assert line["kd"] == pytest.approx(line["coarse"] + line["fine_weight"] * line["fine"], rel=1e-5)
-        assert line["loss"] == pytest.approx(2 * line["diffusion"] + 0.5 * line["kd"], rel=1e-5)
-
-
-def test_the_teacher_itself_is_a_perfect_student(small_teacher, small_recipe):
-    """Student and teacher with the same weights: no distillation error, slope 1, intercept 0, full fine weight."""
-    config = small_recipe().distill
-    one, other = model_folder.load(small_teacher), model_folder.load(small_teacher)
-    objective = Distillation(one, other, data.load(small_recipe().data, "train", shape=(1, 28, 28)), config)
-    _, values = objective(0, torch.Generator().manual_seed(0))
-    assert values["kd"] == pytest.approx(0, abs=1e-3)
-    assert values["slope"] == pytest.approx(1, abs=1e-3)
-    assert values["intercept"] == pytest.approx(0, abs=1e-3)
-    assert values["fine_weight"] == pytest.approx(1, abs=1e-2)
+        kd = line["coarse"] + line["fine_weight"] * line["fine"]
+        assert line["place"] == pytest.approx(0.5 * kd, rel=1e-5)
+        assert line["loss"] == pytest.approx(line["diffusion"] + line["place"], rel=1e-5)
 
 
 def test_distillation_brings_the_student_closer_to_its_teacher(pruned, small_recipe, quiet):
     steps = {"training": {"steps": 60, "batch_size": 8, "warmup_steps": 5, "learning_rate": 3e-3, "ema_decay": 0.9}}
     distill(pruned, small_recipe(distill=steps), quiet)
-    kd = [line["kd"] for line in log_of(pruned)]
+    kd = [line["place"] for line in log_of(pruned)]
     assert sum(kd[-10:]) < 0.8 * sum(kd[:10])
+
+
+@pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
+def test_the_student_predicts_in_its_own_space(prediction, pruned, small_recipe, quiet, without_edgediff):
+    """Its scheduler says so, and diffusers' own pipeline samples from it."""
+    distill(pruned, small_recipe(distill={"student_prediction": prediction, **SHORT}), quiet)
+    shown = "pipeline.scheduler.config.prediction_type, pipeline(num_inference_steps=2, output_type='np').images.shape"
+    assert without_edgediff(pruned.student, shown).splitlines()[-1] == f"{prediction} (1, 28, 28, 1)"
+
+
+def test_fresh_weights_forget_the_teacher(pruned, small_recipe, quiet):
+    """A learning rate of next to nothing leaves the first weights: those of the pruned model, or new ones."""
+    still = {"training": {**SHORT["training"], "learning_rate": 1e-12}}
+    cut = DDPMPipeline.from_pretrained(pruned.pruned).unet.conv_in.weight
+    distances = {}
+    for initial in ("pruned", "fresh"):
+        distill(pruned, small_recipe(distill={"initial": initial, **still}), quiet)
+        weight = DDPMPipeline.from_pretrained(pruned.student).unet.conv_in.weight
+        distances[initial] = (weight - cut).abs().max().item()
+        shutil.rmtree(pruned.checkpoints)
+    assert distances["pruned"] < 1e-6 < 0.01 < distances["fresh"]
+
+
+def test_a_target_cache_changes_nothing_but_the_time(pruned, small_recipe, quiet, tmp_path):
+    """Cold or warm, the student is the same to the last bit, and the manifest says what was saved."""
+    cache = {"targets": 6, "folder": str(tmp_path / "targets")}
+    recipe = small_recipe(distill={"cache": cache, "training": {"steps": 9, "batch_size": 2}})
+    cold = distill(pruned, recipe, quiet)
+    assert (cold.cache["computed"], cold.cache["read"]) == (6, 12)
+    weights = sha256(pruned.student / WEIGHTS)
+    shutil.rmtree(pruned.student)
+    shutil.rmtree(pruned.checkpoints)
+    warm = distill(pruned, recipe, quiet)
+    assert (warm.cache["computed"], warm.cache["read"]) == (0, 18)
+    assert sha256(pruned.student / WEIGHTS) == weights
+
+
+def test_the_cache_of_another_precision_is_refused(pruned, small_recipe, quiet, tmp_path):
+    cache = {"targets": 6, "folder": str(tmp_path / "targets")}
+    distill(pruned, small_recipe(distill={"cache": cache, **SHORT}), quiet)
+    shutil.rmtree(pruned.checkpoints)
+    half = {"cache": cache, "training": {**SHORT["training"], "precision": "bf16"}}
+    with pytest.raises(BadInputError, match="another precision"):
+        distill(pruned, small_recipe(distill=half), quiet)
 
 
 def test_a_finished_student_is_not_trained_again(pruned, small_recipe, quiet):
@@ -99,19 +133,19 @@ def test_nothing_pruned_is_refused(small_recipe, tmp_path, quiet):
 def test_a_non_finite_loss_stops_and_rolls_back(pruned, small_recipe, quiet, monkeypatch):
     """A loss that breaks at step 4 leaves the state and the log of step 2, from which a resume finishes."""
     recipe = small_recipe(distill={"training": {"steps": 6, "batch_size": 2, "checkpoint_every": 2}})
-    intact = Distillation.__call__
+    intact = Distillation.forward
 
-    def breaks(self, step, generator):
-        loss, values = intact(self, step, generator)
-        return (loss * float("nan"), values) if step == 3 else (loss, values)
+    def breaks(self, batch):
+        loss, values = intact(self, batch)
+        return (loss * float("nan"), values) if batch.step == 3 else (loss, values)
 
-    monkeypatch.setattr(distill_module.Distillation, "__call__", breaks)
+    monkeypatch.setattr(Distillation, "forward", breaks)
     with pytest.raises(StageFailedError, match=r"step 4 .*rolled back to step 2") as caught:
         distill(pruned, recipe, quiet)
     assert "learning_rate" in caught.value.hint
     assert [line["step"] for line in log_of(pruned)] == [1, 2]
     assert not pruned.student.exists()
-    monkeypatch.setattr(distill_module.Distillation, "__call__", intact)
+    monkeypatch.setattr(Distillation, "forward", intact)
     slower = small_recipe(
         distill={"training": {"steps": 6, "batch_size": 2, "checkpoint_every": 2, "learning_rate": 1e-4}}
     )
@@ -152,10 +186,14 @@ def steps_done(run):
     return read_facts(state)["step"]
 
 
-def test_killed_three_times_it_ends_with_the_same_weights(pruned, small_recipe, quiet, tmp_path):
-    """SIGKILL at three moments, then `--resume`: weights and log are those of a run that was never killed."""
+@pytest.mark.parametrize("targets", [0, 120], ids=["live teacher", "cached targets"])
+def test_killed_three_times_it_ends_with_the_same_weights(targets, pruned, small_recipe, quiet, tmp_path):
+    """SIGKILL at three moments, then `--resume`: weights and log are those of a run that was never killed.
+
+    The cache holds 30 of the 90 steps' targets: it is killed while it fills, and while it is read.
+    """
     settings = {"steps": 90, "batch_size": 4, "warmup_steps": 2, "checkpoint_every": 1}
-    recipe = small_recipe(distill={"training": settings})
+    recipe = small_recipe(distill={"training": settings, "cache": {"targets": targets}})
     straight = Run(tmp_path / "straight")
     prune(straight, recipe, quiet)
     distill(straight, recipe, quiet)

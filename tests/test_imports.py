@@ -8,13 +8,14 @@ import edgediff
 PACKAGE = Path(edgediff.__file__).parent
 # From top to bottom; a layer may import itself and what stands below it.
 VERBS = {
-    *("prune", "distill", "export", "build", "benchmark", "evaluate", "report", "check", "doctor", "plan"),
-    "train_teacher",
+    *("prune", "distill", "export", "build", "benchmark", "evaluate", "diagnose", "report", "check", "doctor", "plan"),
+    *("train_teacher", "generate"),
 }
 LAYERS = [
     *("__main__", "cli", "pipeline"),
     *sorted(VERBS),
-    *("teacher_card", "quality", "reporting", "training"),
+    *("teacher_card", "quality", "reporting", "distillation", "diagnostics"),
+    "training",
     *("roles", "backends", "model_folder", "teacher"),
     *("pruning", "losses", "metrics", "data", "families"),
     "diffusion",

@@ -4,11 +4,14 @@ import pytest
 import yaml
 
 from edgediff.errors import BadInputError
+from edgediff.losses import LOSSES
 from edgediff.recipe import (
+    KD_LOSSES,
     Recipe,
     TeacherRecipe,
     apply_overrides,
     check,
+    loss_words,
     dump,
     find,
     packaged,
@@ -35,7 +38,7 @@ def test_a_dumped_recipe_is_complete_and_reads_back_equal():
 def test_overrides_reach_any_depth_and_are_read_as_yaml():
     values = apply_overrides(MINIMAL, ["distill.training.steps=7", "distill.kd=lift", "benchmark.batch_sizes=[1, 2]"])
     recipe = check(values, Recipe)
-    assert (recipe.distill.training.steps, recipe.distill.kd, recipe.benchmark.batch_sizes) == (7, "lift", (1, 2))
+    assert (recipe.distill.training.steps, recipe.distill.kd, recipe.benchmark.batch_sizes) == (7, {"lift": 1}, (1, 2))
     assert "distill" not in MINIMAL
 
 
@@ -58,6 +61,47 @@ def test_all_problems_are_listed_at_once():
     assert "5 problems" in found
     for part in ("teacher: missing", "prune.ratio", "distill.kd", "group_sise", "evaluate.num_images"):
         assert part in found
+
+
+@pytest.mark.parametrize(
+    ("given", "losses", "words"),
+    [
+        ("place", {"place": 1}, "place"),
+        ("output,feature=0.1", {"output": 1, "feature": 0.1}, "output,feature=0.1"),
+        (["output", "place=2"], {"output": 1, "place": 2}, "output,place=2"),
+        ({"dist": 3}, {"dist": 3}, "dist=3"),
+        ("output+feature", {"output": 1, "feature": 1}, "output,feature"),
+        ("bk_sdm", {"output": 1, "feature": 1}, "output,feature"),
+        ("none", {}, "none"),
+    ],
+)
+def test_losses_are_names_with_weights(given, losses, words):
+    distill = check({**MINIMAL, "distill": {"kd": given}}, Recipe).distill
+    assert distill.kd == losses and loss_words(distill.kd) == words
+    assert check({**MINIMAL, "distill": {"kd": words}}, Recipe).distill.kd == losses
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("plaice", "did you mean: place"),
+        ("output,featur=1", "did you mean: feature"),
+        ("place=-1", "the weight of place must be a number above 0: -1"),
+        ("place=0", "must be a number above 0"),
+        ("place=x", "the weight of place must be a number above 0: x"),
+        ({"place": "much"}, "the weight of place"),
+    ],
+)
+def test_wrong_losses_are_refused(given, found):
+    assert found in message({**MINIMAL, "distill": {"kd": given}})
+
+
+def test_nothing_to_learn_from():
+    assert "nothing to learn from" in message({**MINIMAL, "distill": {"kd": "none", "diffusion_weight": 0}})
+
+
+def test_the_names_of_losses_are_those_that_exist():
+    assert set(KD_LOSSES) == set(LOSSES)
 
 
 @pytest.mark.parametrize("ratio", [-0.1, 1, 1.5])

@@ -15,18 +15,32 @@ from diffusers import DDPMScheduler, UNet2DModel
 from PIL import Image
 from safetensors.numpy import save_file
 
-from edgediff import model_folder
+from edgediff import diagnostics, model_folder
 from edgediff.artifacts import content_hash, read_json, read_result, write_json, write_manifest, write_result
 from edgediff.errors import BadInputError, CorruptArtifactError
+from edgediff.output import Output
 from edgediff.report import report
 from edgediff.reporting import figures
 from edgediff.reporting.page import short
-from edgediff.results import DIRECTIONS, LatencyRow, Parity, ParityCase, QualityRow, Report
+from edgediff.results import (
+    DIRECTIONS,
+    Diagnosis,
+    ErrorPictures,
+    LatencyRow,
+    ModelDiagnosis,
+    Parity,
+    ParityCase,
+    QualityRow,
+    Reference,
+    Report,
+    Sharpness,
+    TimestepError,
+)
 from edgediff.run import ROLES, Run
 
 KINDS = {
     "none": ("loss", "diffusion", "grad_norm", "learning_rate"),
-    "place": ("loss", "diffusion", "kd", "coarse", "fine", "fine_weight", "slope", "intercept"),
+    "place": ("loss", "diffusion", "place", "coarse", "fine", "fine_weight", "slope", "intercept", "grad_norm"),
 }
 STEPS = 30
 
@@ -84,7 +98,8 @@ def finished(models, small_recipe, a_report, tmp_path, quiet):
                 ]
             }
         )
-        quality = a_report.quality.model_copy(update={"rows": quality_rows(a_report)})
+        profile = a_report.quality.profile.model_copy(update={"noise_limit": 0.69})
+        quality = a_report.quality.model_copy(update={"rows": quality_rows(a_report), "profile": profile})
         for path, value, stage in ((run.latency, latency, "benchmark"), (run.quality, quality, "evaluate")):
             write_result(path, value.model_dump(mode="json"), stage=stage, config={}, inputs=weights)
         run.samples("teacher").parent.mkdir()
@@ -99,9 +114,41 @@ def finished(models, small_recipe, a_report, tmp_path, quiet):
 
 def quality_rows(a_report):
     teacher, student = a_report.quality.rows
-    scores = {"kid_mean": 0.01, "kid_std": 0.01, "precision": 0.9, "recall": 0.9}
+    student = student.model_copy(update={"noise_share": 0.125})
+    scores = {"kid_mean": 0.01, "kid_std": 0.01, "precision": 0.9, "recall": 0.9, "noise_share": 0.0}
     floor = QualityRow(role="floor", backend="", frechet_distance=61.27, **scores)
     return [floor, teacher, student.model_copy(update={"role": "pruned", "frechet_distance": 1234.5}), student]
+
+
+def diagnosed(run):
+    """Leave a diagnosis of two timesteps and one picture, of the weights that the run holds."""
+    folder = diagnostics.folder(run)
+    folder.mkdir()
+    spread = {"slope_std": 0.1, "intercept_std": 0.01}
+    diagnosis = Diagnosis(
+        reference=Reference(name="clothes/test", sha256="0", num_images=9),
+        num_images=5,
+        prediction_type="epsilon",
+        models={
+            role: ModelDiagnosis(
+                prediction_type=prediction_type,
+                errors=[
+                    TimestepError(timestep=t, mse=0.5, x0_rmse=0.25 * (t + 1), slope=0.75, intercept=-0.125, **spread)
+                    for t in (0, 999)
+                ],
+                sharpness=Sharpness(rho=0.05, loss=0.3, gradient_norm=2.5, sharpness=4.25),
+            )
+            for role, prediction_type in (("pruned", "epsilon"), ("student", "v_prediction"))
+        },
+        pictures=ErrorPictures(
+            files=["image-0.png"], images=[1234], timesteps=[0, 999], rows=["noised", "error"], low=0.001, high=1
+        ),
+    )
+    (folder / "image-0.png").write_bytes(figures.grid(np.zeros((4, 3, 6, 6), np.uint8), 2))
+    write_json(folder / diagnostics.RESULT, diagnosis.model_dump(mode="json"))
+    weights = {role: read_json(run.latency)["inputs"][role] for role in ROLES}
+    write_manifest(folder, stage="diagnose", config={}, inputs=weights)
+    return diagnosis
 
 
 class Page(html.parser.HTMLParser):
@@ -179,10 +226,12 @@ def test_every_row_and_direction_is_on_the_page(finished):
     line.report()
     text = words(page_of(line.run))
     assert "student tensorrt_rtx (cuda, fp32) 1 not run: no NVIDIA GPU" in text
-    assert "real images (floor) – 61.3 0.010 ± 0.010 0.90 0.90 – – –" in text
-    assert "student b 200 0.500 ± 0.050 0.50 0.40 20.0 dB 0.800 0.0%" in text
+    assert "real images (floor) – 61.3 0.010 ± 0.010 0.90 0.90 – – 0.0% –" in text
+    assert "student b 200 0.500 ± 0.050 0.50 0.40 20.0 dB 0.800 12.5% 0.0%" in text
+    assert "is more than 0.69 of their contrast" in text
     assert "pruned b 1,234 " in text
     assert "student onnxruntime (cpu, fp32) 1 2.00 2.20 3.00 " in text
+    assert "noise images ↓" in text and "diverged pixels ↓" in text
     assert "FD ↓" in text and "PSNR to teacher ↑" in text and "images/s ↑" in text and "parameters ↓" in text
     assert "1.00k → 100" in text and "10.0× fewer" in text
     assert "tensorrt_rtx 0.00500 MB 3.00 s 1 / 1 / 1" in text
@@ -190,13 +239,71 @@ def test_every_row_and_direction_is_on_the_page(finished):
     assert content_hash(line.run.pruned) in text
 
 
-@pytest.mark.parametrize(("kd", "titles"), [("place", 4), ("none", 1)])
+@pytest.mark.parametrize(("kd", "titles"), [("place", 6), ("none", 2)])
 def test_the_curves_are_those_that_were_logged(finished, kd, titles):
     line = finished(kd)
     line.report()
     found = [image["alt"] for image in Page(page_of(line.run)).images if f"over {STEPS} training steps" in image["alt"]]
     assert len(found) == titles
-    assert ("coarse" in found[0]) == (kd == "place")
+    assert found[0].startswith("Loss and its terms") and ("place" in found[0]) == (kd == "place")
+    assert any(alt.startswith("Coarse and fine part") for alt in found) == (kd == "place")
+
+
+def test_terms_that_are_logged_at_some_steps_and_parts_that_are_zero(finished):
+    line = finished()
+    lines = [json.loads(text) for text in line.run.train_log.read_text().splitlines()]
+    for record in lines:
+        record["coarse"] = 0.0
+        if record["step"] % 10 == 1:
+            record |= {"grad_norm.place": 7.0, "grad_norm.diffusion": 8.0}
+    line.run.train_log.write_text("".join(json.dumps(record) + "\n" for record in lines))
+    line.report()
+    alts = [image["alt"] for image in Page(page_of(line.run)).images]
+    (gradients,) = (alt for alt in alts if alt.startswith("Gradient norm"))
+    assert gradients.endswith("at the end total 0.0333, diffusion 8.00, place 7.00")
+    (parts,) = (alt for alt in alts if alt.startswith("Coarse and fine part"))
+    assert "fine 0.0333" in parts and "coarse 0" not in parts  # a logarithmic scale has no zero
+
+
+def test_the_diagnosis_is_on_the_page_and_in_the_json(finished):
+    line = finished()
+    diagnosis = diagnosed(line.run)
+    assert line.report().diagnosis == diagnosis
+    inputs = read_json(line.run.report)["inputs"]
+    assert inputs["diagnosis"] == content_hash(diagnostics.folder(line.run))
+    assert Report.model_validate(read_result(line.run.report)).diagnosis == diagnosis
+    source = page_of(line.run)
+    page, text = Page(source), words(source)
+    found = re.findall(r'<h2 id="(\w+)"', source)
+    assert " ".join(found) == "samples quality latency cost training errors diagnostics export recipe provenance"
+    assert "on 5 held-out images of clothes/test" in text and "v_prediction is converted exactly" in text
+    assert "pruned epsilon 0.300 2.50 4.25" in text and "with ρ = 0.05" in text
+    assert "Image 1,234 of clothes/test" in text
+    alts = [image["alt"] for image in page.images]
+    assert "Image 1,234 at timesteps 0, 999, from top to bottom: noised, error" in alts
+    charts = [alt for alt in alts if "over the timesteps 0 to 999" in alt]
+    assert len(charts) == 4 and "student from 0.250 to 250" in charts[1]
+    assert len(set(alts)) == len(alts)
+    assert all(reference.startswith("data:image/") for reference in page.references)
+    assert content_hash(line.run.pruned) in text and "from student" in text
+
+
+def test_a_report_without_diagnosis_is_whole(finished):
+    line = finished()
+    assert line.report().diagnosis is None
+    assert "Diagnostics" not in page_of(line.run)
+
+
+def test_a_diagnosis_of_other_weights_is_left_out_and_said(finished, capsys):
+    line = finished()
+    diagnosed(line.run)
+    manifest = diagnostics.folder(line.run) / "manifest.json"
+    value = read_json(manifest)
+    write_json(manifest, {**value, "inputs": {**value["inputs"], "student": "0" * 64}})
+    assert report(line.run, line.recipe, Output()).diagnosis is None
+    said = capsys.readouterr().err
+    assert "left out, of other weights" in said and "edgediff diagnose" in said
+    assert "Diagnostics" not in page_of(line.run) and "diagnosis" not in read_json(line.run.report)["inputs"]
 
 
 def test_the_error_maps_are_optional(finished):
@@ -229,6 +336,7 @@ def test_the_card_is_what_hubs_read_and_says_its_limits(finished):
     assert 'DDPMPipeline.from_pretrained("student")' in body
     assert "| step, onnxruntime on cpu, batch 1 | 8.00 ms | 2.00 ms (4.00×) |" in body
     assert "not with Inception's FID" in body
+    assert "noise images ↓ | diverged pixels ↓ |" in body and "| 20.0 dB | 0.800 | 12.5% | 0.0% |" in body
     assert "Not run: student on tensorrt_rtx (cuda) at batch 1: no NVIDIA GPU" in body
     assert "Expected by the recipe (measured): speedup 4" in body
     assert "&amp;" not in body
@@ -340,7 +448,14 @@ def test_error_maps_get_brighter_with_the_error_whatever_its_range(errors):
 def test_smoothing_averages_equal_stretches():
     centres, means = figures.smoothed(range(1, 101), points=4)
     assert centres.tolist() == means.tolist() == [13.0, 38.0, 63.0, 88.0]
-    assert figures.smoothed([3.0, 5.0])[1].tolist() == [3.0, 5.0]
+    assert [values.tolist() for values in figures.smoothed([3.0, 5.0])] == [[1.5], [4.0]]  # too few to tell apart
+    assert len(figures.smoothed(range(60))[0]) == 12 and len(figures.smoothed(range(10_000))[0]) == figures.SMOOTHED
+
+
+def test_smoothing_averages_positions_with_their_values():
+    centres, means = figures.smoothed([1.0, 2.0, 3.0, 4.0] * 5, points=2, positions=range(10, 210, 10))
+    assert centres.tolist() == [55.0, 155.0]
+    assert means.tolist() == [2.3, 2.7]
 
 
 def test_charts_are_the_same_bytes_each_time_and_differ_by_theme():
@@ -352,6 +467,28 @@ def test_charts_are_the_same_bytes_each_time_and_differ_by_theme():
     first, second = figures.latency_bars(rows), figures.latency_bars(rows)
     assert first == second and first.light != first.dark
     assert "2 ms, 3.0×" in first.light.decode()
+
+
+def test_charts_over_timesteps_have_a_line_a_role_in_its_colour_and_the_target():
+    lines = {"pruned": [1.0, 0.1], "student": [0.01, 0.002]}
+    spreads = {role: [0.1, 0.1] for role in lines}
+    plain = figures.by_timestep([0, 999], lines, logarithmic=True).light.decode()
+    assert all(figures.LIGHT.roles[role] in plain and f">{role}<" in plain for role in lines)
+    assert ">0.01<" in plain and "fill-opacity: 0.18" not in plain
+    banded = figures.by_timestep([0, 999], lines, spreads=spreads, logarithmic=False, target=1.0)
+    assert "fill-opacity: 0.18" in banded.light.decode() and "stroke-dasharray" in banded.light.decode()
+    assert banded.light != banded.dark
+
+
+@pytest.mark.parametrize("values", [[0.0, 0.0], [0.0, 1e-9], [1e-30, 1e30]])
+def test_a_logarithmic_chart_takes_a_student_that_is_its_teacher(values):
+    assert figures.by_timestep([0, 999], {"student": values}, logarithmic=True, target=2.0).light
+
+
+def test_every_one_of_many_curves_has_its_line_and_name():
+    names = {f"q{index}": f"label {index}" for index in range(10)}
+    chart = figures.curves([dict.fromkeys(names, 1.0 + step) for step in range(20)], names, logarithmic=True)
+    assert all(f">{label}<" in chart.light.decode() for label in names.values())
 
 
 def test_a_long_log_does_not_make_a_large_chart():

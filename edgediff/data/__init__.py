@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
-from edgediff.data import fashion_mnist, image_folder
+from edgediff.data import fashion_mnist, folder
 from edgediff.data.images import Images
+from edgediff.data.splits import Split
 from edgediff.errors import BadInputError, nearest
+from edgediff.output import Output
 from edgediff.recipe import DataConfig
 
 __all__ = ["Images", "load"]
@@ -15,15 +16,17 @@ __all__ = ["Images", "load"]
 KNOWN = ("fashion-mnist", "fashion-mnist-20k")  # the second: always the packaged subset, the same on every machine
 
 
-def load(config: DataConfig, split: Literal["train", "test"], *, shape: tuple[int, int, int]) -> Images:
+def load(config: DataConfig, split: Split, *, shape: tuple[int, int, int], output: Output | None = None) -> Images:
     """Load the images of a split for a model whose samples are of `shape` (C, H, W).
 
-    Raises: BadInputError for an unknown name, a folder without images, or a known set of another shape.
+    Args: output: shows the reading of large sources and tells of damaged images; None: as a command does by default.
+    Raises: BadInputError for an unknown name, a folder without images, or a known set of another shape; what
+    `folder.load` raises.
     """
     if config.name in KNOWN:
         named = Path(config.folder) if config.folder else None
-        folder = fashion_mnist.packaged_folder() if config.name == "fashion-mnist-20k" else named
-        images = fashion_mnist.load(split, folder)
+        place = fashion_mnist.packaged_folder() if config.name == "fashion-mnist-20k" else named
+        images = fashion_mnist.load(split, place)
         if images.shape != shape:
             raise BadInputError(
                 f"images of {config.name} are {_sized(images.shape)}, samples of the model are {_sized(shape)}",
@@ -32,8 +35,10 @@ def load(config: DataConfig, split: Literal["train", "test"], *, shape: tuple[in
         return images
     root = Path(config.name)
     if not root.is_dir():
-        raise BadInputError(f"unknown data: {config.name}", f"{nearest(config.name, KNOWN)}; or give an image folder")
-    return image_folder.load(root, split, shape)
+        raise BadInputError(
+            f"unknown data: {config.name}", f"{nearest(config.name, KNOWN)}; or give a folder of images"
+        )
+    return folder.load(root, split, shape, output or Output())
 
 
 def _sized(shape: tuple[int, int, int]) -> str:

@@ -7,18 +7,17 @@ import hashlib
 import zlib
 from importlib import resources
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from edgediff.data.images import ImageArray
+from edgediff.data.splits import Split
 from edgediff.errors import BadInputError, CorruptArtifactError
 
 CLASSES = (
     *("T-shirt/top", "trouser", "pullover", "dress", "coat"),
     *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
 )
-Split = Literal["train", "test"]
 PREFIX: dict[Split, str] = {"train": "train", "test": "t10k"}
 # Where Debian's package `dataset-fashion-mnist` installs the full set.
 SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")

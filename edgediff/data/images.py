@@ -15,6 +15,11 @@ def from_bytes(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(pixels).to(torch.float32) / 127.5 - 1.0
 
 
+def to_bytes(images: Tensor) -> np.ndarray:
+    """Return images (N, C, H, W) as bytes; what is beyond [-1, 1] is cut off there."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
+
+
 class Images(Protocol):
     """What every data source offers."""
 
@@ -35,6 +40,9 @@ class Images(Protocol):
 
     def batch(self, indices: Tensor) -> Tensor:
         """Return the images of `indices` (B,) as float32 (B, C, H, W) in [-1, 1]."""
+
+    def prefetch(self, indices: Tensor) -> None:
+        """Say which indices (B,) the next `batch` will ask for; it may come sooner for that, and never differs."""
 
 
 @dataclass(frozen=True)
@@ -59,3 +67,6 @@ class ImageArray:
     def batch(self, indices: Tensor) -> Tensor:
         """Return the images of `indices` (B,) as float32 (B, C, H, W) in [-1, 1]."""
         return from_bytes(self.pixels[indices.numpy()])
+
+    def prefetch(self, indices: Tensor) -> None:
+        """Do nothing: the images are in memory."""

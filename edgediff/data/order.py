@@ -1,27 +1,28 @@
-"""The order in which training visits images, as a pure function of seed and step, so that resuming needs no state."""
+"""The order in which training visits things, as a pure function of seed and position, so that resuming needs no state.
+
+A position counts what was visited since the start of a training: position 0 is the first image of the first batch,
+over all steps, processes and accumulated batches.
+"""
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 
-def batch_indices(step: int, *, num_images: int, batch_size: int, seed: int) -> Tensor:
-    """Return the image indices (batch_size,) of training step `step` (from 0).
+def visited(positions: Tensor, *, count: int, seed: int) -> Tensor:
+    """Return which of `count` items is visited at each position (B,).
 
-    Every epoch is a fresh permutation drawn from (seed, epoch); batches run on across the border of two epochs, so
-    that every image is seen equally often.
+    Every epoch is a fresh permutation drawn from (seed, epoch), so that every item is seen equally often.
     """
-    first = step * batch_size
-    positions = torch.arange(first, first + batch_size)
-    epochs = positions // num_images
-    indices = torch.empty(batch_size, dtype=torch.long)
+    epochs = positions // count
+    items = torch.empty_like(positions)
     for epoch in epochs.unique().tolist():
-        generator = torch.Generator().manual_seed(_mix(seed, epoch))
-        permutation = torch.randperm(num_images, generator=generator)
         inside = epochs == epoch
-        indices[inside] = permutation[positions[inside] % num_images]
-    return indices
+        items[inside] = _permutation(count, mixed(seed, epoch))[positions[inside] % count]
+    return items
 
 
 def evenly(total: int, count: int) -> Tensor:
@@ -31,12 +32,17 @@ def evenly(total: int, count: int) -> Tensor:
 
 def step_generator(seed: int, step: int) -> torch.Generator:
     """Return the CPU random generator of one training step, a function of (seed, step) alone."""
-    return torch.Generator().manual_seed(_mix(seed, step + 2**32))
+    return torch.Generator().manual_seed(mixed(seed, step + 2**32))
 
 
-def _mix(seed: int, counter: int) -> int:
+def mixed(seed: int, counter: int) -> int:
     """Spread (seed, counter) over 63 bits, because torch's generator gives correlated streams for close seeds."""
     value = (seed * 0x9E3779B97F4A7C15 + counter * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) & (2**64 - 1)
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
     return (value ^ (value >> 31)) >> 1
+
+
+@lru_cache(maxsize=4)  # a batch needs the epoch of the one before, or two of them at a border
+def _permutation(count: int, seed: int) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))

@@ -1,10 +1,9 @@
-"""The forward process of one training batch: which timesteps, how noisy, and what the model should predict."""
+"""What a model is trained to predict."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from edgediff.errors import BadInputError
@@ -18,12 +17,6 @@ def check_prediction_type(prediction_type: str) -> None:
         raise BadInputError(
             f"prediction type is not supported: {prediction_type}", f"supported: {', '.join(PREDICTION_TYPES)}"
         )
-
-
-def antithetic_timesteps(batch_size: int, num_train_timesteps: int, generator: torch.Generator) -> Tensor:
-    """Draw timesteps (B,) int64 in pairs t and T-1-t, which lowers the variance of the loss (DDIM code; Song 2021)."""
-    half = torch.randint(0, num_train_timesteps, ((batch_size + 1) // 2,), generator=generator)
-    return torch.cat((half, num_train_timesteps - 1 - half))[:batch_size]
 
 
 def prediction_target(scheduler: Any, x0: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:

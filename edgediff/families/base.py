@@ -10,6 +10,8 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
+from edgediff.errors import BadInputError
+
 Config = Mapping[str, Any]
 """A diffusers model config: `model.config`, or the content of its config.json."""
 
@@ -81,6 +83,48 @@ class Family(ABC):
     @abstractmethod
     def prediction(self, model: torch.nn.Module, sample: Tensor, timestep: Tensor, **conditioning: Tensor) -> Tensor:
         """Return the model's prediction (B, C, H, W) at sample (B, C, H, W) and timestep (B,)."""
+
+    def feature_points(self, model: torch.nn.Module) -> tuple[torch.nn.Module, ...]:
+        """Return the modules whose outputs feature distillation compares, in the order in which they run.
+
+        Raises: BadInputError when the family gives none.
+        """
+        raise BadInputError(
+            f"the family {self.name} gives no feature points",
+            "choose losses that look at predictions only, such as place or output",
+        )
+
+    def feature_widths(self, config: Config) -> tuple[int, ...]:
+        """Return the channels of the maps at the feature points, found on the meta device.
+
+        Raises: what `feature_points` raises.
+        """
+        with torch.no_grad():
+            _, features = self.prediction_and_features(
+                self.build(config, "meta").eval(), **self.example_inputs(config, device="meta")
+            )
+        return tuple(map_.shape[1] for map_ in features)
+
+    def prediction_and_features(
+        self, model: torch.nn.Module, sample: Tensor, timestep: Tensor, **conditioning: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the prediction and the outputs of the feature points, each (B, C_i, H_i, W_i), in order.
+
+        The hooks stand on the modules themselves and only during the call, so that wrappers that rename modules
+        (DistributedDataParallel, torch.compile) change nothing.
+        """
+        features: list[Tensor] = []
+
+        def record(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+            features.append(output[0] if isinstance(output, tuple) else output)  # blocks return skips too
+
+        handles = [point.register_forward_hook(record) for point in self.feature_points(model)]
+        try:
+            prediction = self.prediction(model, sample, timestep, **conditioning)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return prediction, tuple(features)
 
     @abstractmethod
     def input_names(self, config: Config) -> tuple[str, ...]:

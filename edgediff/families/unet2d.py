@@ -108,6 +108,12 @@ class UNet2D(Family):
         """Return the prediction (B, C, H, W) in the model's own prediction type."""
         return model(sample, timestep, **conditioning, return_dict=False)[0]
 
+    def feature_points(self, model: torch.nn.Module) -> tuple[torch.nn.Module, ...]:
+        """Return all blocks: down, middle, up; teacher and student have as many, of equal resolutions."""
+        unet: Any = model
+        middle = [] if unet.mid_block is None else [unet.mid_block]
+        return (*unet.down_blocks, *middle, *unet.up_blocks)
+
     def input_names(self, config: Config) -> tuple[str, ...]:
         """Return `sample`, `timestep` and, for a class-conditional model, `class_labels`."""
         return ("sample", "timestep") + (("class_labels",) if config["num_class_embeds"] is not None else ())

@@ -10,6 +10,6 @@ from edgediff.losses.terms import Reduction, squared_error
 def diffusion(student: Tensor, target: Tensor, *, reduction: Reduction = "sum") -> Tensor:
     """Return the squared error of the student's prediction (B, C, *spatial) against eps, v or the flow velocity.
 
-    Returns: a scalar. Raises: BadInputError for unequal shapes or an unknown reduction.
+    Returns: (B,). Raises: BadInputError for unequal shapes or an unknown reduction.
     """
     return squared_error(student, target, reduction)

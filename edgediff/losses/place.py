@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from edgediff.errors import BadInputError
+from edgediff.errors import BadInputError, nearest
 from edgediff.losses.fit import fit
-from edgediff.losses.terms import KDTerms, Reduction, divisor, matched
+from edgediff.losses.grouping import Grouping, order
+from edgediff.losses.terms import KDTerms, Reduction, batch_mean, divisor, matched
+
+Terms = Literal["both", "coarse", "fine"]
+Norm = Literal["l1", "l2"]
 
 
 def place(
-    student: Tensor, teacher: Tensor, *, group_size: int = 16, reduction: Reduction = "sum", eps: float = 1e-7
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    group_size: int = 16,
+    terms: Terms = "both",
+    norm: Norm = "l1",
+    grouping: Grouping = "error",
+    fine_weight: Tensor | float | None = None,
+    generator: torch.Generator | None = None,
+    reduction: Reduction = "sum",
+    eps: float = 1e-7,
 ) -> KDTerms:
     """Distil with a linear fit in every group of `group_size` elements of similar error.
 
@@ -24,42 +40,63 @@ def place(
     Args: student, teacher: (B, C, *spatial) predictions of the same shape; no gradient reaches the teacher.
           group_size: elements in a group, >= 1. The last group is the smaller one when this does not divide the
               number of positions; a group_size of that number or more is LIFT.
-          reduction: "sum" over elements and mean over the batch, or "mean" over everything.
+          terms: ablation: "coarse" leaves out the fine term, "fine" the coarse one.
+          norm: ablation: "l2" makes the coarse error (slope - 1)² + intercept²; the adaptive weight stays as it is.
+          grouping: ablation: see `grouping.order`, which `generator` is for.
+          fine_weight: None: the adaptive weight above (1 where the fine term is alone), a mean over the batches of all
+              processes; else the weight itself: see `fine_weight.scheduled` and `LearnableFineWeight`.
+          reduction: "sum" or "mean" over the elements of a sample.
           eps: see `fit`.
     Returns: the terms, float32 at least; finite for a constant student.
-    Raises: BadInputError for unequal shapes, an unknown reduction, or a group_size below 1.
+    Raises: BadInputError for unequal shapes, an unknown name, a group_size below 1, or a weight that requires a
+        gradient without a fine term.
     """
     if group_size < 1:
         raise BadInputError(f"group_size must be at least 1: {group_size}", "the paper uses 16")
+    for name, value, known in (("terms", terms, Terms), ("norm", norm, Norm), ("grouping", grouping, Grouping)):
+        if value not in get_args(known):
+            raise BadInputError(f"unknown {name}: {value}", nearest(str(value), get_args(known)))
+    if terms == "coarse" and isinstance(fine_weight, Tensor) and fine_weight.requires_grad:
+        raise BadInputError("the coarse term alone has no fine weight to learn", "use terms: both or fine")
     student, teacher = matched(student, teacher)
     scale = divisor(student, reduction)
     with torch.autocast(student.device.type, enabled=False):
-        student, teacher, mask = _grouped(student.flatten(2), teacher.flatten(2), group_size)
+        student, teacher, mask = _grouped(student, teacher, group_size, grouping, generator)
         slope, intercept = fit(student, teacher, eps, mask)
-        error = (slope - 1).abs() + intercept.abs()
+        distance = (slope - 1).abs() + intercept.abs()
+        error = distance if norm == "l1" else (slope - 1).square() + intercept.square()
         residual = slope.detach().unsqueeze(-1) * student + (intercept.detach().unsqueeze(-1) - teacher)
         if mask is None:
-            coarse = error.sum() * (student.shape[-1] / scale)
+            sizes: Tensor | int = student.shape[-1]
         else:
-            coarse = (error * mask.sum(-1)).sum() / scale
-            residual = residual * mask
-        fine = residual.square().sum() / scale
-        fine_weight = 1 - error.detach().mean().clamp(max=1)
-        total = coarse + fine_weight * fine
-    return KDTerms(total, coarse, fine, fine_weight, slope.detach().mean(), intercept.detach().mean())
+            sizes, residual = mask.sum(-1), residual * mask
+        coarse = (error * sizes).flatten(1).sum(1) / scale
+        fine = residual.square().flatten(1).sum(1) / scale
+        if fine_weight is not None:
+            weight = torch.as_tensor(fine_weight, dtype=fine.dtype, device=fine.device)
+        elif terms == "fine":
+            weight = fine.new_ones(())
+        else:
+            weight = 1 - batch_mean(distance.detach().mean()).clamp(max=1)
+        total = {"both": coarse + weight * fine, "coarse": coarse, "fine": weight * fine}[terms]
+    return KDTerms(total, coarse, fine, weight.detach(), slope.detach().mean(), intercept.detach().mean())
 
 
-def _grouped(student: Tensor, teacher: Tensor, group_size: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Cut (B, C, N) into groups of similar error: (B, C, G, K) twice, and a mask (G, K) if the last group is short."""
-    positions = student.shape[-1]
+def _grouped(
+    student: Tensor, teacher: Tensor, group_size: int, grouping: Grouping, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Cut (B, C, *spatial) into groups: (B, C, G, K) twice, and a mask (G, K) if the last group is short."""
+    positions = student.shape[2:].numel()
     if group_size >= positions:  # one group: its order does not matter
-        return student.unsqueeze(-2), teacher.unsqueeze(-2), None
-    order = (teacher - student.detach()).square().argsort(dim=-1)
+        return student.flatten(2).unsqueeze(-2), teacher.flatten(2).unsqueeze(-2), None
+    members = order(student, teacher, group_size, grouping, generator)
     short_by = -positions % group_size
     mask = None
     if short_by:
         # The missing places of the last group hold element 0, which is real and finite, and count for nothing.
         mask = pad(student.new_ones(positions), (0, short_by)).unflatten(-1, (-1, group_size))
-        order = pad(order, (0, short_by))
-    groups = (-1, group_size)
-    return student.gather(-1, order).unflatten(-1, groups), teacher.gather(-1, order).unflatten(-1, groups), mask
+        members = pad(members, (0, short_by))
+    student, teacher = (
+        maps.flatten(2).gather(-1, members).unflatten(-1, (-1, group_size)) for maps in (student, teacher)
+    )
+    return student, teacher, mask

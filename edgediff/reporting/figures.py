@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
@@ -18,8 +20,11 @@ from PIL import Image
 from edgediff.results import LatencyRow
 
 SMOOTHED = 50  # points of a curve that a reader can tell apart
+STRETCH = 5  # values that one of them averages at least, where there are enough
 RAW_POINTS = 400  # of the unsmoothed curve behind it; more would only make the file larger
 GAP = 2  # pixels between the images of a grid
+WIDE = 1000.0  # ratio of the ends of an axis from which powers of ten alone are labels enough
+LEGEND_COLUMNS = 4
 DECADES = 4  # the lowest colour of an error map stands for this many powers of ten below the largest error
 
 LogLine = Mapping[str, float]
@@ -39,13 +44,13 @@ LIGHT = Theme(
     ink="#1b2126",
     soft="#77838c",
     roles={"teacher": "#5b6770", "pruned": "#c17a26", "student": "#1f6fb2"},
-    lines=("#1f6fb2", "#c17a26", "#2f8f5b", "#5b6770"),
+    lines=("#1f6fb2", "#c17a26", "#2f8f5b", "#5b6770", "#8a4fa3", "#b5443c", "#1f8796", "#857017"),
 )
 DARK = Theme(
     ink="#e8ebed",
     soft="#8b98a2",
     roles={"teacher": "#9aa7b0", "pruned": "#e0a45c", "student": "#6db3e8"},
-    lines=("#6db3e8", "#e0a45c", "#6fce9a", "#9aa7b0"),
+    lines=("#6db3e8", "#e0a45c", "#6fce9a", "#9aa7b0", "#c79ade", "#ec8b83", "#66cad9", "#d3ba5f"),
 )
 
 
@@ -77,9 +82,14 @@ def error_range(squared_error: NDArray[np.float32]) -> tuple[float, float]:
 
 
 def error_map(squared_error: NDArray[np.float32], low: float, high: float) -> bytes:
-    """Return a map (H, W) of squared errors as PNG, one pixel an element, coloured on a logarithmic scale."""
+    """Return a map (H, W) of squared errors as PNG, one pixel an element."""
+    return _png(error_colours(squared_error, low, high))
+
+
+def error_colours(squared_error: NDArray[np.float32], low: float, high: float) -> NDArray[np.uint8]:
+    """Return a map (H, W) of squared errors as colours (H, W, 3) on a logarithmic scale."""
     shares = LogNorm(low, high, clip=True)(np.maximum(squared_error, low))
-    return _png(matplotlib.colormaps["magma"](shares, bytes=True)[..., :3])
+    return matplotlib.colormaps["magma"](shares, bytes=True)[..., :3]
 
 
 def error_key(low: float, high: float) -> bytes:
@@ -87,12 +97,20 @@ def error_key(low: float, high: float) -> bytes:
     return error_map(np.geomspace(low, high, 256, dtype=np.float32)[None], low, high)
 
 
-def smoothed(values: Sequence[float], points: int = SMOOTHED) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return (positions, means): the values averaged over at most `points` equal stretches; positions from 1."""
-    parts = np.array_split(np.asarray(values, dtype=np.float64), min(points, len(values)))
-    ends = np.cumsum([len(part) for part in parts])
-    centres = ends - np.array([len(part) for part in parts]) / 2 + 0.5
-    return centres, np.array([part.mean() for part in parts])
+def smoothed(
+    values: Sequence[float], points: int = SMOOTHED, positions: Sequence[int] | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return (positions, values), both averaged over equal stretches, at most `points` of them.
+
+    Args: positions: of the values; from 1 when None.
+    """
+    count = min(points, -(-len(values) // STRETCH))
+    places = range(1, len(values) + 1) if positions is None else positions
+    centres, means = (
+        np.array([part.mean() for part in np.array_split(np.asarray(numbers, dtype=np.float64), count)])
+        for numbers in (places, values)
+    )
+    return centres, means
 
 
 def curves(
@@ -100,29 +118,67 @@ def curves(
 ) -> Chart:
     """Return logged quantities over the training steps: each one raw, and smoothed over it.
 
-    Args: names: quantity → its label; every line of the log has them.
+    Args: names: quantity → its label; every one stands in some line of the log, which has one line a step.
           target: where a perfect student's curve would lie.
     """
 
     def draw(figure: Figure, theme: Theme) -> None:
         axes = figure.subplots()
-        for colour, (name, label) in zip(theme.lines, names.items(), strict=False):
-            values = [line[name] for line in log]
+        for colour, (name, label) in zip(itertools.cycle(theme.lines), names.items(), strict=False):
+            steps, values = zip(*((step, line[name]) for step, line in enumerate(log, 1) if name in line), strict=True)
             every = -(-len(values) // RAW_POINTS)
-            axes.plot(range(1, len(values) + 1, every), values[::every], color=colour, linewidth=0.6, alpha=0.35)
-            axes.plot(*smoothed(values), color=colour, linewidth=1.8, label=label)
-        if target is not None:
-            axes.axhline(target, color=theme.soft, linewidth=0.8, linestyle=":")
-        if logarithmic:
-            axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.yaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_minor_locator(NullLocator())
-        axes.set_xlabel("training step")
-        if len(names) > 1:
-            figure.legend(frameon=False, loc="outside upper left", ncols=len(names))
+            axes.plot(steps[::every], values[::every], color=colour, linewidth=0.6, alpha=0.35)
+            axes.plot(*smoothed(values, positions=steps), color=colour, linewidth=1.8, label=label)
+        _finish(axes, "training step", logarithmic=logarithmic, target=target)
+        _legend(figure, len(names))
 
     return _chart(draw, width=5.2, height=2.9)
+
+
+def by_timestep(
+    timesteps: Sequence[int],
+    lines: Mapping[str, Sequence[float]],
+    *,
+    spreads: Mapping[str, Sequence[float]] | None = None,
+    logarithmic: bool,
+    target: float | None = None,
+) -> Chart:
+    """Return a quantity of each role over the timesteps, as a line between points.
+
+    Args: lines: role → value at each timestep. spreads: role → half the width of the band around it.
+          target: where a perfect student's line would lie.
+    """
+
+    def draw(figure: Figure, theme: Theme) -> None:
+        axes = figure.subplots()
+        for role, values in lines.items():
+            axes.plot(timesteps, values, color=theme.roles[role], linewidth=1.8, marker="o", markersize=3, label=role)
+            if spreads:
+                middle, half = np.asarray(values), np.asarray(spreads[role])
+                axes.fill_between(timesteps, middle - half, middle + half, color=theme.roles[role], alpha=0.18, lw=0)
+        _finish(axes, "timestep (0: nearly clean)", logarithmic=logarithmic, target=target)
+        _legend(figure, len(lines))
+
+    return _chart(draw, width=5.2, height=2.9)
+
+
+def _finish(axes: Axes, xlabel: str, *, logarithmic: bool, target: float | None) -> None:
+    """Label the horizontal axis, draw the target, and keep a logarithmic scale's numbers plain and few."""
+    axes.set_xlabel(xlabel)
+    if target is not None:
+        axes.axhline(target, color=axes.spines["left"].get_edgecolor(), linewidth=0.8, linestyle=":")
+    if logarithmic:
+        axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < WIDE else (1,)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _legend(figure: Figure, lines: int) -> None:
+    """Name the lines above the chart where there are several."""
+    if lines > 1:
+        figure.legend(frameon=False, loc="outside upper left", ncols=min(lines, LEGEND_COLUMNS))
 
 
 def loss_curve(log: Sequence[LogLine]) -> bytes:

@@ -11,10 +11,12 @@ from typing import Any
 import yaml
 from safetensors.numpy import load_file
 
+from edgediff import diagnostics
 from edgediff.artifacts import MANIFEST, made, read_object
 from edgediff.output import number
+from edgediff.recipe import KD_LOSSES
 from edgediff.reporting import figures
-from edgediff.results import DIRECTIONS, Latency, LatencyRow, Report
+from edgediff.results import DIRECTIONS, Diagnosis, Latency, LatencyRow, Report
 from edgediff.run import ROLES, Run
 from edgediff.training import log as training_log
 
@@ -52,6 +54,7 @@ def context(run: Run, report: Report) -> dict[str, Any]:
         "not_run": [row for row in report.latency.rows if row.status == "not run"],
         "curves": _curves(log),
         "error_maps": _error_maps(run.error_map),
+        "diagnosis": _diagnosis(diagnostics.folder(run), report.diagnosis),
         "made": _made(run, report),
         "here": made(),
         "recipe_yaml": yaml.safe_dump(report.recipe, sort_keys=False, allow_unicode=True),
@@ -179,31 +182,80 @@ def _latency_pairs(latency: Latency) -> list[dict[str, str]]:
 
 def _curves(log: Sequence[figures.LogLine]) -> list[dict[str, Any]]:
     """Return a chart for every group of quantities that this distillation logged; which ones depends on its kd."""
+    terms = {name: name for name in ("diffusion", *KD_LOSSES)}
     wanted: list[tuple[str, dict[str, str], bool, float | None]] = [
+        ("Loss and its terms", {"loss": "total", **terms}, True, None),
         (
-            "Loss terms",
-            {"loss": "total", "coarse": "coarse", "fine": "fine", "diffusion": "diffusion"},
+            "Gradient norm (total: before clipping)",
+            {"grad_norm": "total", **{f"grad_norm.{name}": name for name in terms}},
             True,
             None,
         ),
-        ("Weight of the fine term", {"fine_weight": "fine weight"}, False, None),
+        ("Coarse and fine part of the distillation loss", {"coarse": "coarse", "fine": "fine"}, True, None),
+        ("Weight of the fine part", {"fine_weight": "fine weight"}, False, None),
         ("Slope of the linear fit (1: a perfect student)", {"slope": "slope"}, False, 1.0),
         ("Intercept of the linear fit (0: a perfect student)", {"intercept": "intercept"}, False, 0.0),
     ]
     found = []
     for title, names, logarithmic, target in wanted:
-        logged = {
+        values = {name: [line[name] for line in log if name in line] for name in names}
+        shown = {
             name: label
             for name, label in names.items()
-            if all(name in line for line in log) and (not logarithmic or all(line[name] > 0 for line in log))
+            # A logarithmic scale has no place for the coarse part of a loss that has none.
+            if values[name] and not (logarithmic and min(values[name]) <= 0)
         }
-        if log and logged:
-            last = ", ".join(f"{label} {number(log[-1][name])}" for name, label in logged.items())
-            chart = figures.curves(log, logged, logarithmic=logarithmic, target=target)
+        if shown:
+            last = ", ".join(f"{label} {number(values[name][-1])}" for name, label in shown.items())
+            chart = figures.curves(log, shown, logarithmic=logarithmic, target=target)
             found.append(
                 {"title": title, "picture": _svg(chart, f"{title} over {len(log):,} training steps; at the end {last}")}
             )
     return found
+
+
+def _diagnosis(folder: Path, diagnosis: Diagnosis | None) -> dict[str, Any] | None:
+    """Return charts over the timesteps and pictures of single images; nothing where `diagnose` has not been run."""
+    if diagnosis is None:
+        return None
+    pictures = diagnosis.pictures
+    return {
+        "charts": _by_timestep(diagnosis),
+        "images": [
+            {
+                "name": f"Image {index:,} of {diagnosis.reference.name}",
+                "picture": _png(
+                    (folder / file).read_bytes(),
+                    f"Image {index:,} at timesteps {', '.join(map(str, pictures.timesteps))}, "
+                    f"from top to bottom: {', '.join(pictures.rows)}",
+                ),
+            }
+            for index, file in zip(pictures.images, pictures.files, strict=True)
+        ],
+        "key": _error_key(pictures.low, pictures.high),
+    }
+
+
+def _by_timestep(diagnosis: Diagnosis) -> list[dict[str, Any]]:
+    wanted = [
+        (f"Error of the prediction (MSE to the teacher's {diagnosis.prediction_type})", "mse", True, None),
+        ("What it does to x0 (RMSE; dotted: the range of images)", "x0_rmse", True, 2.0),
+        ("Slope of the linear fit (1: a perfect student)", "slope", False, 1.0),
+        ("Intercept of the linear fit (0: a perfect student)", "intercept", False, 0.0),
+    ]
+
+    def of_both(key: str) -> dict[str, list[float]]:
+        return {role: [getattr(error, key) for error in model.errors] for role, model in diagnosis.models.items()}
+
+    timesteps = [error.timestep for error in diagnosis.models["student"].errors]
+    charts = []
+    for title, name, logarithmic, target in wanted:
+        lines, spreads = of_both(name), None if logarithmic else of_both(f"{name}_std")
+        chart = figures.by_timestep(timesteps, lines, spreads=spreads, logarithmic=logarithmic, target=target)
+        ends = "; ".join(f"{role} from {number(line[0])} to {number(line[-1])}" for role, line in lines.items())
+        alt = f"{title} over the timesteps {timesteps[0]} to {timesteps[-1]}: {ends}"
+        charts.append({"title": title, "picture": _svg(chart, alt)})
+    return charts
 
 
 def _error_maps(path: Path) -> dict[str, Any] | None:
@@ -224,8 +276,12 @@ def _error_maps(path: Path) -> dict[str, Any] | None:
         }
         for timestep, values in zip(tensors["timesteps"], errors, strict=True)
     ]
-    key = _png(figures.error_key(low, high), f"Colours from {low:.2g}, dark, to {high:.2g}, bright, logarithmic")
-    return {"maps": maps, "key": key, "low": f"{low:.2g}", "high": f"{high:.2g}"}
+    return {"maps": maps, "key": _error_key(low, high)}
+
+
+def _error_key(low: float, high: float) -> dict[str, Any]:
+    picture = _png(figures.error_key(low, high), f"Colours from {low:.2g}, dark, to {high:.2g}, bright, logarithmic")
+    return {"picture": picture, "low": f"{low:.2g}", "high": f"{high:.2g}"}
 
 
 def _made(run: Run, report: Report) -> list[dict[str, Any]]:
@@ -233,6 +289,8 @@ def _made(run: Run, report: Report) -> list[dict[str, Any]]:
     folders = {"pruned": run.pruned, "student": run.student}
     folders |= {f"onnx/{role}": run.onnx(role) for role in ROLES}
     folders |= {f"engine/{build.backend}": run.engine(build.backend) for build in report.builds}
+    if report.diagnosis is not None:
+        folders["diagnosis"] = diagnostics.folder(run)
     described = {name: read_object(folder / MANIFEST) for name, folder in folders.items()}
     described |= {path.name: read_object(path) for path in (run.latency, run.quality)}
     return [

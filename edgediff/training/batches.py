@@ -1,4 +1,4 @@
-"""What one training step looks at, for teachers and students alike: a function of seed and step."""
+"""What one training step looks at, for teachers and students alike: a function of seed and entries."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from edgediff.data.images import Images
-from edgediff.data.order import batch_indices
-from edgediff.diffusion.noising import antithetic_timesteps, prediction_target
-from edgediff.recipe import TrainingConfig
+from edgediff.training.draws import draws
 
 
 @dataclass(frozen=True)
 class NoisedBatch:
-    """x_t (B, C, H, W), its timesteps (B,), and what a model should predict from them (B, C, H, W)."""
+    """x_t (B, C, H, W) at its timesteps (B,), and the x0 and noise that it was made of; `step` counts from 0."""
 
+    step: int
     sample: Tensor
     timestep: Tensor
-    target: Tensor
+    x0: Tensor
+    noise: Tensor
 
 
-def noised_batch(
-    step: int,
-    generator: torch.Generator,
-    *,
-    images: Images,
-    scheduler: DDPMScheduler,
-    config: TrainingConfig,
-    device: torch.device,
-) -> NoisedBatch:
-    """Return the batch of training step `step`, with antithetic timesteps.
+class Noising:
+    """Turns entries of a training into noised batches: which image, how noisy, with which noise (`training.draws`).
 
     Everything is drawn on the CPU, so that a seed means the same batch on every device.
     """
-    indices = batch_indices(step, num_images=len(images), batch_size=config.batch_size, seed=config.seed)
-    x0 = images.batch(indices)
-    noise = torch.randn(x0.shape, generator=generator)
-    timestep = antithetic_timesteps(len(x0), scheduler.config.num_train_timesteps, generator)
-    x0, noise, timestep = x0.to(device), noise.to(device), timestep.to(device)
-    return NoisedBatch(
-        scheduler.add_noise(x0, noise, timestep), timestep, prediction_target(scheduler, x0, noise, timestep)
-    )
+
+    def __init__(self, images: Images, scheduler: DDPMScheduler, *, seed: int, device: torch.device) -> None:
+        self.images, self.scheduler, self.seed, self.device = images, scheduler, seed, device
+
+    def __call__(self, step: int, entries: Tensor) -> NoisedBatch:
+        """Return the batch of the entries (B,)."""
+        drawn = draws(
+            entries,
+            num_images=len(self.images),
+            num_train_timesteps=self.scheduler.config.num_train_timesteps,
+            seed=self.seed,
+        )
+        x0 = self.images.batch(drawn.image).to(self.device)
+        noise = drawn.noise(tuple(x0.shape[1:])).to(self.device)
+        timestep = drawn.timestep.to(self.device)
+        return NoisedBatch(step, self.scheduler.add_noise(x0, noise, timestep), timestep, x0, noise)

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
+
+from edgediff.artifacts import naming_full_disk
 
 Line = dict[str, float]
 
@@ -15,6 +20,58 @@ def read(path: Path) -> list[Line]:
 
 
 def last_mean(log: Sequence[Line]) -> Line:
-    """Return the mean of every quantity over the last tenth of the steps."""
+    """Return the mean of every quantity over those of the last tenth of the steps that have it."""
     tail = log[-max(1, len(log) // 10) :]
-    return {name: sum(line[name] for line in tail) / len(tail) for name in tail[0] if name != "step"}
+    names = dict.fromkeys(name for line in tail for name in line if name != "step")
+    found = {name: [line[name] for line in tail if name in line] for name in names}
+    return {name: sum(values) / len(values) for name, values in found.items()}
+
+
+class Log:
+    """The file of a training that is under way."""
+
+    def __init__(self, path: Path, file: TextIO) -> None:
+        self.path, self.file = path, file
+
+    def write(self, step: int, values: Line) -> None:
+        """Write the line of a step, which counts from 1."""
+        self.file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def flush(self) -> None:
+        """Have the lines written through to the disk."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    def roll_back(self, step: int) -> None:
+        """Drop the lines of the steps after `step`."""
+        self.file.flush()
+        _truncate(self.path, step)
+
+
+@contextmanager
+def open_log(path: Path, step: int) -> Iterator[Log]:
+    """Open the log for the steps after `step`, without the lines that a kill left behind the saved state.
+
+    Raises: StageFailedError, naming `path`, when the disk is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _truncate(path, step)
+    with naming_full_disk(path), path.open("a", encoding="utf-8") as file:
+        yield Log(path, file)
+
+
+def _truncate(path: Path, step: int) -> None:
+    """Drop the log's lines of later steps, and whatever follows the first line that is not whole."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        end = 0
+        for line in file:
+            try:
+                whole = line.endswith(b"\n") and json.loads(line)["step"] <= step
+            except (ValueError, KeyError, TypeError):
+                whole = False
+            if not whole:
+                break
+            end += len(line)
+        file.truncate(end)

@@ -1,43 +1,52 @@
-"""The training loop: objective, optimiser, average, checkpoints, log.
+"""The training loop: objective, optimiser, average, checkpoints, log; on one process, or on several as one.
 
-A step is a pure function of the state and of (seed, step): data order and noise come from generators made for the
-step, so a run that was killed and resumed ends with the weights of one that never was, bit for bit on a CPU.
+A step is a pure function of the state and of (seed, step, part of the batch): data order and noise come from positions,
+dropout from a generator made for the part, so a run that was killed and resumed ends with the weights of one that never
+was, bit for bit on a CPU.
+
+The samples of an update are numbered through: process r of R takes, in its forward m, the part m·R + r of
+`batch_size` positions. So two processes see what one sees with twice the batch, or with twice the accumulation.
 """
 
 from __future__ import annotations
 
-import json
+import copy
 import math
-import os
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
-from edgediff.artifacts import naming_full_disk
-from edgediff.data.order import step_generator
-from edgediff.errors import BadInputError, InterruptedStageError, StageFailedError
+from edgediff.data.order import mixed, step_generator
+from edgediff.errors import InterruptedStageError, StageFailedError
 from edgediff.interrupts import deferred_interrupt
 from edgediff.recipe import TrainingConfig
-from edgediff.training import checkpoint
+from edgediff.training import checkpoint, processes
 from edgediff.training.ema import EMA
-from edgediff.training.precision import autocast
+from edgediff.training.facts import ADJUSTABLE as ADJUSTABLE
+from edgediff.training.facts import starting_facts
+from edgediff.training.log import open_log
+from edgediff.training.networks import running_as
+from edgediff.training.precision import autocast, check_precision
+from edgediff.training.sharding import copy_buffers, whole
+from edgediff.training.tracking import check_trackers, tracking
 
 LOG_NAME = "train.jsonl"
-# What may differ between an interrupted run and the one that resumes it: how long, how fast, how often saved.
-ADJUSTABLE = {"steps", "learning_rate", "lr_schedule", "warmup_steps", "grad_clip", "checkpoint_every"}
 
 
-class Objective(Protocol):
-    """What is minimised."""
+class Batches(Protocol):
+    """What is learned from: a pure function of the positions, which count samples since the start of the training."""
 
-    def __call__(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        """Return the scalar loss of training step `step` and the quantities to log beside it."""
+    def __call__(self, step: int, positions: Tensor) -> Any:
+        """Return the batch of training step `step` (from 0) at the positions (B,), in the form the model takes."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,7 @@ class TrainingResult:
     """What a finished training can say of itself; the model holds the averaged weights."""
 
     steps: int
+    global_batch: int  # samples of an update, over all processes
     steps_per_second: float
     resumed_at: list[int]
     settings: list[dict[str, Any]]  # the adjustable settings, with the step from which they held
@@ -70,120 +80,188 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
 
 def train(
     model: nn.Module,
-    objective: Objective,
+    batches: Batches,
     config: TrainingConfig,
     *,
     checkpoints: Path,
     log: Path,
-    identity: str,
+    identity: Mapping[str, Any],
     resume: bool,
     on_step: Callable[[StepRecord], None],
 ) -> TrainingResult:
     """Train `model` in place for `config.steps` steps and leave the averaged weights in it.
 
-    Args: checkpoints: folder of the resumable state, written every `config.checkpoint_every` steps.
-          log: JSON lines, one a step, with the objective's quantities, `loss`, `learning_rate` and `grad_norm`.
-          identity: digest of everything the result depends on beside `config`; a state of another is refused.
+    Every process of a group calls it with the same arguments, the model on its own device (`processes.device()`), and
+    sees the same folder; all of them end alike, in the result or in the error.
+
+    Args: model: from a batch to its scalar loss, a mean over samples, and the quantities to log beside it, scalar
+          tensors; whatever it holds is trained.
+          checkpoints: folder of the resumable state, written every `config.checkpoint_every` steps.
+          log: JSON lines, one a step, with the model's quantities, `loss`, `learning_rate` and `grad_norm`, means over
+          all processes; in fp16 also `loss_scale`, and no `grad_norm` in the steps that it overflowed in, which are
+          skipped. The trackers' folders go beside it.
+          identity: everything the result depends on beside `config`, as JSON; a state of another is refused.
+          on_step: called in the main process.
     Raises: BadInputError when a state exists and `resume` is false, or belongs to another training, or has more
-            steps behind it than `config.steps`;
-            StageFailedError at the first non-finite loss or gradient, after rolling the log back to the state;
-            InterruptedStageError on SIGINT, after saving the state.
+            steps behind it than `config.steps`; for a precision that this device does not train in, and for a launcher
+            whose engine keeps a state of its own; MissingExtraError for a tracker that is not installed;
+            StageFailedError at the first non-finite loss or gradient of any process, after rolling the log back to
+            the state, and when another process is lost;
+            InterruptedStageError on SIGINT or SIGTERM to any process, after saving the state.
     """
+    check_precision(config.precision, next(model.parameters()).device)
+    check_trackers(config.trackers)
+    accelerator = processes.accelerator(config.gradient_accumulation)
     path = checkpoints / checkpoint.FILE_NAME
-    device = next(model.parameters()).device
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.999), fused=True
-    )
-    ema = EMA(model, config.ema_decay)
-    facts: dict[str, Any] = {
-        "identity": f"{identity}:{config.model_dump_json(exclude=ADJUSTABLE)}",
-        "step": 0,
-        "resumed_at": [],
-        "settings": [{"from_step": 0, **config.model_dump(include=ADJUSTABLE)}],
-    }
-    if path.exists():
-        facts = _resumed_facts(path, facts["identity"], config, resume)
-        checkpoint.load(path, model=model, ema=ema, optimizer=optimizer)
+    facts = starting_facts(path, identity, config, processes=accelerator.num_processes, resume=resume)
     start = facts["step"]
-    model.train()
-    clock = time.perf_counter()
-    with _log_after(log, start) as lines, deferred_interrupt() as interrupted:
+    with ExitStack() as stack:
+        stack.enter_context(processes.naming_lost_process())
+        processes.check_agreement({key: facts[key] for key in ("identity", "step")})
+        # FSDP changes the classes of the modules that it cuts, so the caller keeps a model that it never touched.
+        cut = accelerator.distributed_type == DistributedType.FSDP
+        trained = copy.deepcopy(model) if cut else model
+        trained.train()
+        stack.enter_context(running_as(trained, config))
+        optimizer = _optimizer(trained, config)
+        network, _ = accelerator.prepare(trained, optimizer)
+        ema = EMA(trained, config.ema_decay)
+        update = _Update(network, batches, optimizer, config, accelerator)
+        if start:
+            checkpoint.load(path, model=trained, ema=ema, optimizer=optimizer)
+            update.scaler.load_state_dict(facts.get("grad_scaler", {}))
+        lines = show = None
+        if accelerator.is_main_process:
+            lines = stack.enter_context(open_log(log, start))
+            show = stack.enter_context(tracking(config.trackers, log.parent, start=start))
+        interrupted = stack.enter_context(deferred_interrupt())
 
         def save(step: int) -> None:
-            # The log first, and through to the disk: it may be ahead of the state after a kill, never behind it.
-            lines.flush()
-            os.fsync(lines.fileno())
+            if lines is not None:
+                lines.flush()  # first: it may be ahead of the state after a kill, never behind it
             facts["step"] = step
-            checkpoint.save(path, model=model, ema=ema, optimizer=optimizer, facts=facts)
+            if update.scaler.is_enabled():
+                facts["grad_scaler"] = update.scaler.state_dict()
+            checkpoint.save(path, model=trained, ema=ema, optimizer=optimizer, facts=facts)
+            accelerator.wait_for_everyone()
 
+        clock = time.perf_counter()
         for step in range(start, config.steps):
             began = time.perf_counter()
-            generator = step_generator(config.seed, step)
-            torch.manual_seed(generator.initial_seed())  # dropout draws from the global generator
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, config)
-            with autocast(config.precision, device):
-                loss, quantities = objective(step, generator)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip))
-            values = {"loss": float(loss.detach()), **quantities, "grad_norm": norm, "learning_rate": group["lr"]}
-            if not math.isfinite(values["loss"]) or not math.isfinite(norm):
-                lines.flush()
-                _truncate(log, facts["step"])
+            values, stop = update.gradients(step, interrupted)
+            values["learning_rate"] = group["lr"]
+            if _diverged(values):
+                if lines is not None:
+                    lines.roll_back(facts["step"])
                 raise _non_finite(step + 1, facts["step"], values, config, fresh=step > start or step == 0)
-            optimizer.step()
-            ema.update(model, step)
-            lines.write(json.dumps({"step": step + 1, **values}) + "\n")
-            on_step(StepRecord(step + 1, time.perf_counter() - began, values))
-            stop = interrupted.is_set()
+            if not math.isfinite(values["grad_norm"]):
+                del values["grad_norm"]  # the scaler skips this step
+            update.apply()
+            ema.update(step)
+            if lines is not None and show is not None:
+                lines.write(step + 1, values)
+                show(step + 1, values)
+                on_step(StepRecord(step + 1, time.perf_counter() - began, values))
             if stop or (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
                 save(step + 1)
             if stop:
                 raise _interrupted(step + 1, config)
-        if interrupted.is_set():  # while the last state was written
+        if processes.anyone(interrupted.is_set()):  # while the last state was written
             raise _interrupted(config.steps, config)
+        if cut:
+            copy_buffers(trained, model)
+        ema.copy_to(model)
+        model.eval()
+        elapsed = time.perf_counter() - clock
     done = config.steps - start
-    ema.copy_to(model)
-    model.eval()
-    elapsed = time.perf_counter() - clock
-    return TrainingResult(config.steps, done / elapsed if done else 0.0, facts["resumed_at"], facts["settings"])
+    return TrainingResult(
+        steps=config.steps,
+        global_batch=facts["identity"]["training"]["global_batch"],
+        steps_per_second=done / elapsed if done else 0.0,
+        resumed_at=facts["resumed_at"],
+        settings=facts["settings"],
+    )
 
 
-def _resumed_facts(path: Path, identity: str, config: TrainingConfig, resume: bool) -> dict[str, Any]:
-    facts = checkpoint.read_facts(path)
-    if not resume:
-        raise BadInputError(
-            f"an unfinished training stands at step {facts['step']}: `{path}`",
-            "add `--resume` to continue it, or delete that file to start again",
-        )
-    if facts["identity"] != identity:
-        raise BadInputError(
-            f"the checkpoint belongs to a training with {_difference(facts['identity'], identity)}: `{path}`",
-            "resume with the recipe it was started with, or delete that file to start again",
-        )
-    if facts["step"] > config.steps:
-        raise BadInputError(
-            f"the checkpoint stands at step {facts['step']}, beyond the {config.steps} steps asked for: `{path}`",
-            "ask for at least as many steps, or delete that file to start again",
-        )
-    facts["resumed_at"].append(facts["step"])
-    settings = config.model_dump(include=ADJUSTABLE)
-    last = {key: value for key, value in facts["settings"][-1].items() if key != "from_step"}
-    if last != settings:
-        facts["settings"].append({"from_step": facts["step"], **settings})
-    return facts
+class _Update:
+    """One process's part in the gradient of every update."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        batches: Batches,
+        optimizer: torch.optim.Optimizer,
+        config: TrainingConfig,
+        accelerator: Accelerator,
+    ) -> None:
+        self.network, self.batches, self.optimizer = network, batches, optimizer
+        self.config, self.accelerator = config, accelerator
+        self.parameters = list(network.parameters())
+        self.device = self.parameters[0].device
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
+
+    def gradients(self, step: int, interrupted: threading.Event) -> tuple[dict[str, float], bool]:
+        """Leave the clipped gradient of step `step` (from 0) in the parameters.
+
+        Returns: loss, quantities and `grad_norm`, means over all forwards of all processes, and whether any process
+        was interrupted. All of it travels in one exchange, and the device is waited for once.
+        """
+        config, accelerator = self.config, self.accelerator
+        together, forwards = accelerator.num_processes, config.gradient_accumulation
+        seed = step_generator(config.seed, step).initial_seed()
+        names: list[str] = []
+        sums = torch.zeros((), device=self.device)
+        self.optimizer.zero_grad(set_to_none=True)
+        for forward in range(forwards):
+            part = forward * together + accelerator.process_index
+            _seed(mixed(seed, part), self.device)
+            first = (step * forwards * together + part) * config.batch_size
+            positions = torch.arange(first, first + config.batch_size)
+            with nullcontext() if forward + 1 == forwards else accelerator.no_sync(self.network):
+                with autocast(config.precision, self.device):
+                    loss, quantities = self.network(self.batches(step, positions))
+                accelerator.backward(self.scaler.scale(loss))  # divides by the number of forwards
+            names = ["loss", *quantities, "grad_norm"]
+            found = torch.stack([value.detach().float() for value in (loss, *quantities.values())])
+            sums = sums + found
+        self.scaler.unscale_(self.optimizer)
+        norm = whole(accelerator.clip_grad_norm_(self.parameters, config.grad_clip))
+        measured = torch.cat([sums / forwards, torch.stack([norm, norm.new_tensor(float(interrupted.is_set()))])])
+        if together > 1:
+            measured = accelerator.reduce(measured, "mean")
+        *means, stop = measured.tolist()
+        values = dict(zip(names, means, strict=True))
+        if self.scaler.is_enabled():
+            values["loss_scale"] = self.scaler.get_scale()
+        return values, stop > 0
+
+    def apply(self) -> None:
+        """Move the parameters; in fp16 only where no gradient overflowed."""
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
 
 
-def _difference(saved: str, wanted: str) -> str:
-    """Word what differs between two identities: training settings by name, anything else as the inputs."""
-    (saved_inputs, saved_settings), (inputs, settings) = (text.split(":", 1) for text in (saved, wanted))
-    if saved_inputs != inputs:
-        return "another model, objective or data"
-    before, after = json.loads(saved_settings), json.loads(settings)
-    differing = [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
-    return ", ".join(f"{key} {before.get(key)}, not {after.get(key)}" for key in differing)
+def _seed(seed: int, device: torch.device) -> None:
+    """Seed what dropout and random groups draw from, without the stack traces that torch.manual_seed keeps."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
+def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(
+        trained, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.999), fused=True
+    )
+
+
+def _diverged(values: Mapping[str, float]) -> bool:
+    """Tell whether a step cannot be taken; an overflow under a loss scale above 1 only asks for a smaller scale."""
+    if not math.isfinite(values["loss"]):
+        return True
+    return not math.isfinite(values["grad_norm"]) and values.get("loss_scale", 1.0) <= 1.0
 
 
 def _interrupted(step: int, config: TrainingConfig) -> InterruptedStageError:
@@ -194,7 +272,7 @@ def _interrupted(step: int, config: TrainingConfig) -> InterruptedStageError:
 
 
 def _non_finite(
-    step: int, good: int, values: dict[str, float], config: TrainingConfig, *, fresh: bool
+    step: int, good: int, values: Mapping[str, float], config: TrainingConfig, *, fresh: bool
 ) -> StageFailedError:
     """Word the failure of `step`; `fresh` says that it is not the very first step after a saved state was loaded."""
     broken = ", ".join(f"{name} {value}" for name, value in values.items() if not math.isfinite(value))
@@ -205,29 +283,3 @@ def _non_finite(
         if fresh
         else f"the saved state itself has diverged: delete its folder, and start again with {lower}",
     )
-
-
-@contextmanager
-def _log_after(path: Path, step: int) -> Iterator[TextIO]:
-    """Open the log for the steps after `step`, without the lines that a kill left behind the saved state."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _truncate(path, step)
-    with naming_full_disk(path), path.open("a", encoding="utf-8") as file:
-        yield file
-
-
-def _truncate(path: Path, step: int) -> None:
-    """Drop the log's lines of later steps, and whatever follows the first line that is not whole."""
-    if not path.exists():
-        return
-    with path.open("rb+") as file:
-        end = 0
-        for line in file:
-            try:
-                whole = line.endswith(b"\n") and json.loads(line)["step"] <= step
-            except (ValueError, KeyError, TypeError):
-                whole = False
-            if not whole:
-                break
-            end += len(line)
-        file.truncate(end)

@@ -1,4 +1,4 @@
-"""Noising and sampling: against closed forms, diffusers' own pipeline, and the promise that a seed is an image."""
+"""Sampling: against closed forms, diffusers' own pipeline, and the promise that a seed is an image."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 
 from edgediff import model_folder
 from edgediff.backends.pytorch import PyTorchDenoiser
-from edgediff.diffusion.noising import antithetic_timesteps, prediction_target
+from edgediff.diffusion.noising import prediction_target
 from edgediff.diffusion.sampler import ddim, initial_noise, sample
 from edgediff.errors import BadInputError
 
@@ -61,29 +61,6 @@ def test_a_perfect_denoiser_draws_the_image_it_knows(prediction_type):
     denoiser.backend = "exact"
     images = draw(denoiser, scheduler.config, range(3), steps=10)
     torch.testing.assert_close(images, x0.expand(3, *SHAPE), atol=0.05, rtol=0)
-
-
-def test_targets_of_every_prediction_type():
-    x0, noise = torch.full((2, *SHAPE), 0.5), torch.full((2, *SHAPE), -2.0)
-    timestep = torch.tensor([10, 900])
-    alpha = DDPMScheduler().alphas_cumprod[timestep].view(-1, 1, 1, 1)
-    expected = {
-        "epsilon": noise,
-        "sample": x0,
-        "v_prediction": alpha.sqrt() * noise - (1 - alpha).sqrt() * x0,
-    }
-    for kind, target in expected.items():
-        measured = prediction_target(DDPMScheduler(prediction_type=kind), x0, noise, timestep)
-        torch.testing.assert_close(measured, target)
-
-
-@pytest.mark.parametrize("batch_size", [1, 4, 7])
-def test_timesteps_come_in_antithetic_pairs(batch_size):
-    timesteps = antithetic_timesteps(batch_size, 1000, torch.Generator().manual_seed(0))
-    assert timesteps.shape == (batch_size,) and timesteps.min() >= 0 and timesteps.max() <= 999
-    pairs = batch_size // 2
-    half = (batch_size + 1) // 2
-    assert torch.equal(timesteps[:pairs] + timesteps[half : half + pairs], torch.full((pairs,), 999))
 
 
 def test_more_steps_than_the_model_knows(small):

@@ -18,27 +18,46 @@ from edgediff.training.loop import TrainingResult, train
 
 STEPS = 40
 CONFIG = TrainingConfig(
-    steps=STEPS, batch_size=8, learning_rate=1e-2, warmup_steps=3, ema_decay=0.9, checkpoint_every=4, seed=5
+    steps=STEPS,
+    batch_size=8,
+    learning_rate=1e-2,
+    warmup_steps=3,
+    ema_decay=0.9,
+    checkpoint_every=4,
+    seed=5,
+    trackers=(),
 )
 
+IDENTITY = {"data": "inputs", "distill": {"kd": {"place": 1.0}}}
 
-def make_model(width: int = 16) -> nn.Module:
+
+def make_network(width: int = 16) -> nn.Module:
     """A network with every kind of state: parameters, a buffer, and dropout, which draws random numbers."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.BatchNorm1d(width), nn.Dropout(0.2), nn.Linear(width, 4))
 
 
-class Regression:
-    """Learn a fixed linear map from random inputs; `before(step)` is called in the middle of every step."""
+def plain_network() -> nn.Module:
+    """A network in which a sample's loss depends on that sample alone, so that batches can be put together freely."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 4))
 
-    def __init__(self, model: nn.Module, before=lambda step: None) -> None:
-        self.model, self.before = model, before
 
-    def __call__(self, step, generator):
-        self.before(step)
-        inputs = torch.randn(CONFIG.batch_size, 4, generator=generator)
-        loss = ((self.model(inputs) - inputs.flip(1)) ** 2).mean()
-        return loss, {"largest_input": float(inputs.max())}
+class Regression(nn.Module):
+    """Learn a fixed linear map."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs):
+        loss = ((self.network(inputs) - inputs.flip(1)) ** 2).mean()
+        return loss, {"mean_input": inputs.mean()}
+
+
+def inputs_at(step, positions):
+    """Random inputs, one a position."""
+    return torch.stack([torch.randn(4, generator=torch.Generator().manual_seed(at)) for at in positions.tolist()])
 
 
 def run(
@@ -47,23 +66,31 @@ def run(
     config: TrainingConfig = CONFIG,
     resume: bool = False,
     before=lambda step: None,
-    identity: str = "inputs",
-    model: nn.Module | None = None,
+    identity: dict | None = None,
+    network: nn.Module | None = None,
     on_step=lambda record: None,
 ) -> tuple[nn.Module, TrainingResult]:
-    """Train in `folder`; return the model with its averaged weights, and the result."""
-    model = make_model() if model is None else model
+    """Train in `folder`, with a call of `before(step)` in the middle of every step.
+
+    Returns: the network with its averaged weights, and the result.
+    """
+    network = make_network() if network is None else network
+
+    def batches(step, positions):
+        before(step)
+        return inputs_at(step, positions)
+
     result = train(
-        model,
-        Regression(model, before),
+        Regression(network),
+        batches,
         config,
         checkpoints=folder / "checkpoints",
         log=folder / "train.jsonl",
-        identity=identity,
+        identity=IDENTITY if identity is None else identity,
         resume=resume,
         on_step=on_step,
     )
-    return model, result
+    return network, result
 
 
 def weights(model: nn.Module) -> str:

@@ -8,11 +8,11 @@ import signal
 import pytest
 import torch
 from safetensors import safe_open
-from small_training import CONFIG, Regression, make_model, run, weights
+from small_training import CONFIG, IDENTITY, Regression, inputs_at, make_network, plain_network, run, weights
 
 from edgediff.errors import BadInputError, CorruptArtifactError, InterruptedStageError, StageFailedError
 from edgediff.recipe import TrainingConfig
-from edgediff.training import checkpoint, loop
+from edgediff.training import checkpoint
 from edgediff.training.ema import EMA
 from edgediff.training.loop import learning_rate
 from edgediff.training.precision import autocast
@@ -38,33 +38,30 @@ def halfway(folder, step=10):
 
 def test_it_is_adam_with_clipping_and_the_schedule(tmp_path):
     """Weights, average and log equal those of the loop that one would write by hand."""
-    model, _ = run(tmp_path)
-    plain = make_model()
-    objective = Regression(plain)
+    network, _ = run(tmp_path, network=plain_network())
+    plain = Regression(plain_network())
     optimizer = torch.optim.AdamW(plain.parameters(), weight_decay=0.0)
-    average = {name: value.detach().clone() for name, value in plain.named_parameters()}
+    average = {name: value.detach().clone() for name, value in plain.network.named_parameters()}
     for step, line in enumerate(log_of(tmp_path)):
-        generator = loop.step_generator(CONFIG.seed, step)
-        torch.manual_seed(generator.initial_seed())
         optimizer.param_groups[0]["lr"] = learning_rate(step, CONFIG)
-        loss, quantities = objective(step, generator)
+        loss, quantities = plain(inputs_at(step, torch.arange(8 * step, 8 * step + 8)))
         optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(plain.parameters(), CONFIG.grad_clip)
         optimizer.step()
         decay = min(CONFIG.ema_decay, (1 + step) / (10 + step))
-        for name, value in plain.named_parameters():
+        for name, value in plain.network.named_parameters():
             average[name] = decay * average[name] + (1 - decay) * value.detach()
         # The fused kernel and the plain one round differently; forty steps apart that is 1e-5 at most.
         assert line == {
             "step": step + 1,
             "loss": pytest.approx(loss.item(), rel=1e-4),
-            "largest_input": quantities["largest_input"],
+            "mean_input": quantities["mean_input"].item(),
             "grad_norm": pytest.approx(norm.item(), rel=1e-3),
             "learning_rate": learning_rate(step, CONFIG),
         }
-    assert not model.training
-    for name, value in model.named_parameters():
+    assert not network.training
+    for name, value in network.named_parameters():
         torch.testing.assert_close(value.detach(), average[name], atol=1e-5, rtol=1e-4)
 
 
@@ -96,7 +93,7 @@ def test_the_average_equals_a_plain_loop():
     for step in range(50):
         with torch.no_grad():
             model.weight.fill_(math.sin(step))
-        ema.update(model, step)
+        ema.update(step)
         decay = (1 + step) / (10 + step) if step < 35 else 0.8  # they cross at step 35
         expected = decay * expected + (1 - decay) * math.sin(step)
     assert ema.average["weight"].item() == pytest.approx(expected, rel=1e-5)
@@ -109,7 +106,7 @@ def test_the_state_has_its_agreed_form(tmp_path):
     halfway(tmp_path)
     with safe_open(state_of(tmp_path), framework="pt") as file:
         names, facts = set(file.keys()), json.loads(file.metadata()["facts"])
-    model = make_model()
+    model = Regression(make_network())
     parameters = [name for name, _ in model.named_parameters()]
     moments = ("step", "exp_avg", "exp_avg_sq")
     assert names == {
@@ -117,12 +114,25 @@ def test_the_state_has_its_agreed_form(tmp_path):
         *(f"ema.{name}" for name in parameters),
         *(f"optimizer.{index}.{moment}" for index in range(len(parameters)) for moment in moments),
     }
-    adjustable = ("steps", "learning_rate", "lr_schedule", "warmup_steps", "grad_clip", "checkpoint_every")
+    adjustable = {
+        "steps": 40,
+        "batch_size": 8,
+        "gradient_accumulation": 1,
+        "learning_rate": 1e-2,
+        "lr_schedule": "cosine",
+        "warmup_steps": 3,
+        "grad_clip": 1.0,
+        "gradient_checkpointing": False,
+        "compile": False,
+        "checkpoint_every": 4,
+        "trackers": [],
+    }
+    fixed = {"weight_decay": 0.0, "ema_decay": 0.9, "precision": "fp32", "seed": 5, "global_batch": 8}
     assert facts == {
-        "identity": f"inputs:{CONFIG.model_dump_json(exclude=set(adjustable))}",
+        "identity": {**IDENTITY, "training": fixed},
         "step": 10,
         "resumed_at": [],
-        "settings": [{"from_step": 0, **{key: getattr(CONFIG, key) for key in adjustable}}],
+        "settings": [{"from_step": 0, **adjustable, "processes": 1}],
     }
 
 
@@ -181,7 +191,7 @@ class Breaking(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.inner = make_model()
+        self.inner = make_network()
         self.factor = 1.0
 
     def forward(self, inputs):
@@ -193,26 +203,26 @@ def test_a_non_finite_loss_leaves_the_last_good_state(tmp_path, value):
     """1e30 is finite; the square of what it multiplies is not."""
 
     def breaks_at(step):
-        return lambda now: setattr(model, "factor", value if now == step else 1.0)
+        return lambda now: setattr(network, "factor", value if now == step else 1.0)
 
-    model = Breaking()
+    network = Breaking()
     with pytest.raises(StageFailedError, match=r"non-finite value at step 7 \(loss .*rolled back to step 4") as caught:
-        run(tmp_path, model=model, before=breaks_at(6))
+        run(tmp_path, network=network, before=breaks_at(6))
     assert "--resume" in caught.value.hint and "0.003" in caught.value.hint
     assert [line["step"] for line in log_of(tmp_path)] == [1, 2, 3, 4]
     saved = checkpoint.read_facts(state_of(tmp_path))
     assert saved["step"] == 4
 
-    model = Breaking()
+    network = Breaking()
     with pytest.raises(StageFailedError, match="step 5") as caught:
-        run(tmp_path, model=model, before=breaks_at(4), resume=True)
+        run(tmp_path, network=network, before=breaks_at(4), resume=True)
     assert "saved state itself" in caught.value.hint
 
-    model = Breaking()
-    _, result = run(tmp_path, model=model, config=changed(learning_rate=1e-3), resume=True)
+    network = Breaking()
+    _, result = run(tmp_path, network=network, config=changed(learning_rate=1e-3), resume=True)
     assert [(part["from_step"], part["learning_rate"]) for part in result.settings] == [(0, 1e-2), (4, 1e-3)]
     assert [line["step"] for line in log_of(tmp_path)] == list(range(1, 41))
-    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+    assert all(torch.isfinite(parameter).all() for parameter in network.parameters())
 
 
 def test_an_infinite_gradient_of_a_finite_loss_is_found(tmp_path):
@@ -225,18 +235,23 @@ def test_an_infinite_gradient_of_a_finite_loss_is_found(tmp_path):
             return inputs + self.weight.abs().sqrt()  # slope infinite at 0
 
     with pytest.raises(StageFailedError, match=r"step 1 \(grad_norm"):
-        run(tmp_path, model=Root())
+        run(tmp_path, network=Root())
     assert not state_of(tmp_path).exists() and log_of(tmp_path) == []
 
 
 def test_what_may_change_on_resuming_and_what_may_not(tmp_path):
     halfway(tmp_path)
-    for values, named in (({"batch_size": 4}, "batch_size 8, not 4"), ({"seed": 6}, "seed 5, not 6")):
+    for values, named in (
+        ({"batch_size": 4}, r"\(training.global_batch 8, not 4\)"),
+        ({"gradient_accumulation": 2}, r"\(training.global_batch 8, not 16\)"),
+        ({"seed": 6, "precision": "bf16"}, r"\(training.precision fp32, not bf16; training.seed 5, not 6\)"),
+    ):
         with pytest.raises(BadInputError, match=named) as caught:
             run(tmp_path, config=changed(**values), resume=True)
         assert "recipe it was started with" in caught.value.hint
-    with pytest.raises(BadInputError, match="another model, objective or data"):
-        run(tmp_path, identity="other inputs", resume=True)
+        assert ("batch_size x gradient_accumulation x processes" in caught.value.hint) == ("seed" not in values)
+    with pytest.raises(BadInputError, match=r"\(data inputs, not others; distill.kd.place 1.0, not None\)"):
+        run(tmp_path, identity={"data": "others", "distill": {"kd": {}}}, resume=True)
     with pytest.raises(BadInputError, match="step 10, beyond the 8 steps"):
         run(tmp_path, config=changed(steps=8), resume=True)
     _, result = run(tmp_path, config=changed(steps=44, lr_schedule="constant"), resume=True)
@@ -294,16 +309,85 @@ def test_every_step_is_told_of(tmp_path):
 def test_a_full_disk_names_the_state_and_keeps_the_last_one(tiny_disk):
     """A state of about 150 KiB fits once on 256 KiB, its successor beside it does not."""
     with pytest.raises(StageFailedError, match=r"no space left while writing: .*training\.safetensors"):
-        run(tiny_disk, model=make_model(width=1000))
+        run(tiny_disk, network=make_network(width=1000))
     assert checkpoint.read_facts(state_of(tiny_disk))["step"] == 4
     assert os.listdir(tiny_disk / "checkpoints") == [checkpoint.FILE_NAME]
-    _, result = run(tiny_disk, model=make_model(width=1000), resume=True, config=changed(steps=4))
+    _, result = run(tiny_disk, network=make_network(width=1000), resume=True, config=changed(steps=4))
     assert result.resumed_at == [4]
+
+
+def test_sigterm_is_an_interruption_too(tmp_path):
+    """However often it comes: launchers pass on what others have sent already."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def end(step):
+        if step == 6:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(InterruptedStageError, match="step 7 of 40"):
+        run(tmp_path, before=end)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert checkpoint.read_facts(state_of(tmp_path))["step"] == 7
+
+
+def test_accumulating_two_halves_is_one_batch(tmp_path):
+    """Equal up to the order of summation: 1e-7 a step relative, after forty steps of Adam 1e-5 at most."""
+    whole, result = run(tmp_path / "whole", network=plain_network())
+    halves, _ = run(tmp_path / "halves", network=plain_network(), config=changed(batch_size=4, gradient_accumulation=2))
+    assert result.global_batch == 8
+    for one, other in zip(whole.parameters(), halves.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+    for one, other in zip(log_of(tmp_path / "whole"), log_of(tmp_path / "halves"), strict=True):
+        assert one == pytest.approx(other, rel=1e-3, abs=1e-6)
+
+
+def test_accumulation_resumes_bit_for_bit(tmp_path):
+    """With dropout in it: every forward has its own random numbers, a function of its place in the batch."""
+    config = changed(batch_size=4, gradient_accumulation=2, lr_schedule="constant")
+    run(tmp_path / "a", config=config.model_copy(update={"steps": 10}))
+    resumed, _ = run(tmp_path / "a", config=config, resume=True)
+    assert weights(resumed) == weights(run(tmp_path / "b", config=config)[0])
+    assert log_of(tmp_path / "a") == log_of(tmp_path / "b")
+
+
+def test_dropout_differs_between_the_forwards_of_an_update(tmp_path):
+    seen = []
+
+    class Watched(torch.nn.Dropout):
+        def forward(self, inputs):
+            seen.append(super().forward(torch.ones(64)) > 0)
+            return inputs
+
+    network = torch.nn.Sequential(Watched(), torch.nn.Linear(4, 4))
+    run(tmp_path, network=network, config=changed(steps=3, batch_size=4, gradient_accumulation=2))
+    assert len({tuple(mask.tolist()) for mask in seen}) == 6
 
 
 def test_precision_is_that_of_the_forward():
     matrix = torch.randn(4, 4)
-    for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+    for precision, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32)):
         with autocast(precision, torch.device("cpu")):
             assert (matrix @ matrix).dtype == dtype
     assert (matrix @ matrix).dtype == torch.float32
+
+
+def test_batches_are_made_in_the_precision_of_the_training(tmp_path):
+    """The teacher of a distillation runs while its batch is made."""
+    seen = set()
+    matrix = torch.randn(4, 4)
+    for precision in ("bf16", "fp32"):  # both in one process
+        run(
+            tmp_path / precision,
+            config=changed(steps=1, precision=precision),
+            before=lambda _: seen.add((matrix @ matrix).dtype),
+        )
+    assert seen == {torch.bfloat16, torch.float32}
+
+
+def test_fp16_needs_an_nvidia_gpu(tmp_path):
+    with pytest.raises(
+        BadInputError, match="fp16 trains on NVIDIA GPUs only, and this training runs on: cpu"
+    ) as caught:
+        run(tmp_path, config=changed(precision="fp16"))
+    assert "bf16" in caught.value.hint and not (tmp_path / "train.jsonl").exists()

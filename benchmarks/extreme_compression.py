@@ -1,0 +1,385 @@
+"""The reproduction: LIFT/PLACE against its rivals on the embedded teacher, down to 1.6 % of its parameters.
+
+    python benchmarks/extreme_compression.py run --work runs/extreme                 # every cell that has no line yet
+    python benchmarks/extreme_compression.py run --work runs/extreme --only '*/place/*' --worker 0/2
+    python benchmarks/extreme_report.py                                             # tables and figures of all lines
+
+A cell is one student: trained, drawn from with x0 clipped and not clipped in the sampler, scored. A finished cell is
+one line of benchmarks/results/extreme-compression.jsonl; a cell that was stopped goes on from its checkpoint. All
+cells of a size have equal steps, equal data and noise in equal order, and share one cache of teacher targets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import fnmatch
+import json
+import shutil
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from edgediff import data, model_folder, teacher
+from edgediff.artifacts import atomic_file, made
+from edgediff.backends.pytorch import PyTorchDenoiser
+from edgediff.data.order import evenly
+from edgediff.diffusion.parameterisation import convert
+from edgediff.distill import starting_student, taught_batches
+from edgediff.distillation.objective import Distillation
+from edgediff.metrics.features import efficientnet_lite0
+from edgediff.model_folder import Loaded
+from edgediff.output import Output
+from edgediff.prune import prune
+from edgediff.quality import Drawn, RealImages, draw, floor_row, model_row, profile, real_images
+from edgediff.recipe import EvaluateConfig, Recipe, check
+from edgediff.run import Run
+from edgediff.training import checkpoint, log
+from edgediff.training.loop import train
+
+RESULTS = Path(__file__).parent / "results"
+LINES = RESULTS / "extreme-compression.jsonl"
+EXTREME = 0.875  # of the channels removed: 63,465 of 3,939,393 parameters stay, 1.6 %
+STEPS, BATCH, CACHE, LEARNING_RATE = 5000, 32, 32768, 2e-3
+IMAGES, CURVE_IMAGES, CURVE_POINTS = 1000, 500, 4
+ERROR_TIMESTEPS, ERROR_IMAGES = 12, 200
+SHOWN = 10
+
+# Every method with the settings that its own sweep on seed 100 chose.
+METHODS: dict[str, dict[str, Any]] = {
+    "none": {"kd": "none"},
+    "output": {"kd": "output"},
+    "place": {"kd": "place"},
+    "lift": {"kd": "lift"},
+    "feature": {"kd": "feature"},
+    "output+feature": {"kd": "output,feature"},
+    "attention": {"kd": "attention"},
+    "multi_scale": {"kd": "multi_scale"},
+}
+RIVALS_IN_V = ("output", "place", "none")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One student of the table."""
+
+    method: str
+    seed: int
+    set: str = "main"  # which question it answers
+    ratio: float = EXTREME
+    steps: int = STEPS
+    teacher: str = "fashion-ddpm"
+    distill: dict[str, Any] = field(default_factory=dict)  # what differs from the method's own settings
+    learning_rate: float = LEARNING_RATE
+
+    @property
+    def key(self) -> str:
+        """Its name: set/method/what differs/seed."""
+        parts = [f"{name}={value}" for name, value in _flat(self.distill)]
+        if self.ratio != EXTREME:
+            parts.append(f"ratio={self.ratio}")
+        if self.steps != STEPS:
+            parts.append(f"steps={self.steps}")
+        if self.learning_rate != LEARNING_RATE:
+            parts.append(f"lr={self.learning_rate:g}")
+        if self.teacher != "fashion-ddpm":
+            parts.append(f"teacher={Path(self.teacher).name}")
+        return "/".join([self.set, self.method, ",".join(parts) or "-", f"seed{self.seed}"])
+
+    def recipe(self, work: Path) -> Recipe:
+        """The whole recipe."""
+        settings = {**METHODS[self.method], **self.distill}
+        cache = settings.pop("cache", {})
+        training = {
+            "steps": self.steps,
+            "batch_size": BATCH,
+            "learning_rate": self.learning_rate,
+            "ema_decay": 0.998,
+            "seed": self.seed,
+            "checkpoint_every": self.steps // (5 * CURVE_POINTS),
+        }
+        cache = {"targets": CACHE, **cache, "folder": str(work / "targets" / Path(self.teacher).name)}
+        values = {
+            "teacher": self.teacher,
+            "data": {"name": "fashion-mnist"},
+            "prune": {"ratio": self.ratio},
+            "distill": {"training": training, "cache": cache, "initial": "fresh", **settings},
+        }
+        return check(values, Recipe)
+
+
+V = {"student_prediction": "v_prediction"}
+X0 = {"student_prediction": "sample"}
+
+
+def cells() -> list[Cell]:
+    """Every cell, the most telling first."""
+    found = []
+    for seed in range(5):
+        found += [Cell(method, seed) for method in METHODS]
+        found += [Cell(method, seed, distill=V) for method in RIVALS_IN_V]
+    return found + why() + sizes() + [cell for ratio in (0.75, 0.5) for cell in larger(ratio)]
+
+
+def why() -> list[Cell]:
+    """What the parameterisation does, taken apart: the output, the weight of timesteps, where it is compared."""
+    in_v = {"kd_space": "v_prediction"}
+    settings = [
+        ("output", in_v),  # an eps network, its error weighed as v's
+        ("output", {"timestep_weighting": "snr_truncated"}),  # the same weight by another name
+        ("output", {"timestep_weighting": "min_snr"}),
+        ("output", {"timestep_weighting": "normalised"}),
+        ("output", X0),
+        ("output", {**X0, "timestep_weighting": "snr_truncated"}),
+        ("output", {**V, "timestep_weighting": "min_snr"}),
+        ("output", {**V, "timestep_weighting": "normalised"}),
+        ("output", {**V, "timestep_weighting": "angular"}),
+        ("place", {**V, "timestep_weighting": "angular"}),
+        ("output", {"timestep_weighting": "angular"}),
+        ("output", {**V, "kd_space": "epsilon"}),
+        ("output", {**V, "x0_threshold": "none"}),
+        ("place", {**V, "place": {"terms": "fine"}}),
+        ("place", {**V, "place": {"terms": "coarse"}}),
+        ("place", {**V, "place": {"fine_weight": "fixed"}}),
+        ("place", {**V, "kd_space": "epsilon"}),
+        ("place", {"place": {"grouping": "random"}}),
+        ("place", {"place": {"grouping": "raster"}}),
+        *(("place", {"place": {"group_size": size}}) for size in (4, 64)),  # 16 is the rule, N is LIFT
+        ("output", {"initial": "pruned"}),
+        ("place", {"initial": "pruned"}),
+        ("output", {**V, "initial": "pruned"}),
+    ]
+    return [Cell(method, seed, "why", distill=distill) for seed in (0, 1) for method, distill in settings]
+
+
+def sizes() -> list[Cell]:
+    """How many remembered targets are enough."""
+    return [
+        Cell("output", seed, "cache", distill={**V, "cache": {"targets": targets}})
+        for seed in (0, 1)
+        for targets in (1024, 4096, 16384)
+    ]
+
+
+def larger(ratio: float) -> list[Cell]:
+    """Students between the teacher and the extreme one, where conventional distillation is said to work."""
+    return [Cell(method, seed, "ratio", ratio=ratio) for seed in (0, 1) for method in METHODS]
+
+
+def tuning() -> list[Cell]:
+    """Learning rates and weights, on a seed that no table uses."""
+    found = []
+    for rate in (2e-3, 1e-3, 4e-3):
+        found += [Cell(method, 100, "tune", learning_rate=rate) for method in METHODS]
+        found += [Cell(method, 100, "tune", distill=V, learning_rate=rate) for method in RIVALS_IN_V]
+    for method in ("output", "place", "lift", "feature", "attention", "multi_scale"):
+        found += [Cell(method, 100, "tune", distill={"kd": {method: weight}}) for weight in (0.1, 10.0)]
+    return found
+
+
+def finished() -> dict[str, dict[str, Any]]:
+    """Return the lines there are, by key."""
+    lines = LINES.read_text().splitlines() if LINES.exists() else []
+    return {line["key"]: line for line in map(json.loads, lines)}
+
+
+class Bench:
+    """What all cells share: the teacher, the images, the reference's features, the teacher's own samples."""
+
+    def __init__(self, work: Path, output: Output) -> None:
+        self.work, self.output = work, output
+        self.extractor = efficientnet_lite0()
+        self.loaded: dict[str, Loaded] = {}
+        self.shape = self.teacher("fashion-ddpm").sample_shape
+        images = Cell("none", 0).recipe(work).data
+        self.train = data.load(images, "train", shape=self.shape)
+        self.test = data.load(images, "test", shape=self.shape)
+        self._real: dict[int, RealImages] = {}
+
+    def teacher(self, name: str) -> Loaded:
+        if name not in self.loaded:
+            self.loaded[name] = model_folder.load(teacher.resolve(name).folder)
+        return self.loaded[name]
+
+    def real(self, count: int) -> RealImages:
+        if count not in self._real:
+            self._real[count] = real_images(self.test, self.train, self.extractor, count, self.output)
+        return self._real[count]
+
+    def drawn(self, model: Loaded, config: EvaluateConfig, file: Path) -> Drawn:
+        """Return the samples of a model, from `file` where they were drawn before."""
+        if not file.exists():
+            found = draw(PyTorchDenoiser(model.model, model.family), model, config, self.output, file.stem)
+            with atomic_file(file) as temporary:
+                tensors = {"pixels": torch.from_numpy(found.pixels), "diverged": torch.tensor(found.diverged_share)}
+                save_file(tensors, temporary)
+        tensors = load_file(file)
+        return Drawn(tensors["pixels"].numpy(), "pytorch", float(tensors["diverged"]))
+
+    def of_teacher(self, name: str, config: EvaluateConfig) -> Drawn:
+        """Return the teacher's images of the same seeds: a seed is an image, so fewer are the first of many."""
+        whole = config.model_copy(update={"num_images": IMAGES})
+        file = self.work / "teacher" / f"{Path(name).name}-{_sampler(whole)}.safetensors"
+        found = self.drawn(self.teacher(name), whole, file)
+        return replace(found, pixels=found.pixels[: config.num_images])
+
+    def score(self, model: Loaded, name: str, config: EvaluateConfig, folder: Path, tag: str = "") -> dict[str, Any]:
+        drawn = self.drawn(model, config, folder / f"samples{tag}-{_sampler(config)}.safetensors")
+        of_teacher = self.of_teacher(name, config)
+        row = model_row("student", drawn, self.real(config.num_images), self.extractor, of_teacher)
+        return row.model_dump(mode="json", exclude={"role", "backend"})
+
+    @torch.inference_mode()
+    def errors(self, student: Loaded, name: str) -> dict[str, list[float]]:
+        """Return the mean squared error of eps against the teacher's, at spread timesteps."""
+        big = self.teacher(name)
+        x0 = self.test.batch(evenly(len(self.test), ERROR_IMAGES))
+        noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
+        own = student.scheduler.config.prediction_type
+        timesteps, errors = torch.linspace(0, 999, ERROR_TIMESTEPS).long(), []
+        for timestep in timesteps:
+            at = timestep.expand(len(x0))
+            sample = big.scheduler.add_noise(x0, noise, at)
+            expected = big.family.prediction(big.model, sample, at)
+            predicted = student.family.prediction(student.model, sample, at)
+            predicted = convert(predicted, sample, at, big.scheduler, own, "epsilon")
+            errors.append(float((predicted - expected).square().mean()))
+        return {"timesteps": timesteps.tolist(), "mse": errors}
+
+
+def _sampler(config: EvaluateConfig) -> str:
+    return f"{'clipped' if config.clip_sample else 'free'}-{config.num_images}x{config.num_inference_steps}"
+
+
+def run_cell(bench: Bench, cell: Cell) -> None:
+    """Train, draw and score one cell; append its line."""
+    folder = bench.work / "cells" / cell.key
+    run, recipe = Run(folder), cell.recipe(bench.work)
+    big, settings = bench.teacher(cell.teacher), recipe.distill.training
+    prune(run, recipe, bench.output)
+    student = starting_student(model_folder.load(run.pruned), recipe.distill)
+    objective = Distillation(student, big, recipe.distill)
+    batches = taught_batches([big], bench.train, recipe.distill, Path(recipe.distill.cache.folder), bench.output.say)
+    state, between = run.checkpoints / checkpoint.FILE_NAME, settings.steps // CURVE_POINTS
+
+    def snapshot(record: Any) -> None:
+        """Keep the average that the step before this one left in the checkpoint."""
+        done = record.step - 1
+        if done and done % between == 0 and checkpoint.read_facts(state)["step"] == done:
+            shutil.copy(state, folder / f"state-{done}.safetensors")
+
+    if not (folder / "student").exists():
+        with bench.output.progress(cell.key, settings.steps, checkpoint.finished_steps(run.checkpoints)) as progress:
+
+            def on_step(record: Any) -> None:
+                snapshot(record)
+                progress.advance(note=f"loss {record.values['loss']:.4f}")
+
+            result = train(
+                objective, batches, settings, checkpoints=run.checkpoints, log=run.train_log,
+                identity={}, resume=True, on_step=on_step,
+            )  # fmt: skip
+        model_folder.save(folder / "student", student.model, student.scheduler)
+        (folder / "speed.json").write_text(json.dumps({"steps_per_second": result.steps_per_second}))
+    student = model_folder.load(folder / "student")
+    curve = [_at(bench, cell, student, folder, step) for step in range(between, settings.steps, between)]
+    full = EvaluateConfig(num_images=IMAGES)
+    scores = {
+        _word(clip): bench.score(student, cell.teacher, full.model_copy(update={"clip_sample": clip}), folder)
+        for clip in (False, True)
+    }
+    line = {
+        "key": cell.key,
+        **asdict(cell),
+        "params": sum(p.numel() for p in student.model.parameters()),
+        "scores": scores,
+        "curve": [point for point in curve if point],
+        "error": bench.errors(student, cell.teacher),
+        "final": log.last_mean(log.read(run.train_log)),
+        **json.loads((folder / "speed.json").read_text()),
+        "batch_size": BATCH,
+        "cache": CACHE,
+        "made": made(),
+    }
+    _picture(folder, RESULTS / "extreme-compression" / f"{cell.key.replace('/', '_')}.png")
+    with LINES.open("a", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(json.dumps(line) + "\n")
+    shutil.rmtree(run.checkpoints, ignore_errors=True)
+
+
+def _word(clip: bool) -> str:
+    return "clipped" if clip else "free"
+
+
+def _at(bench: Bench, cell: Cell, student: Loaded, folder: Path, step: int) -> dict[str, Any] | None:
+    """Score the average after `step` steps, with fewer images, x0 not clipped; None where no state was kept."""
+    file = folder / f"state-{step}.safetensors"
+    if not file.exists():
+        return None
+    state = load_file(file)
+    model = student.family.build(student.model.config).eval()
+    names = dict(model.named_parameters())
+    model.load_state_dict({name: state[f"ema.student.{name}"] for name in names})
+    config = EvaluateConfig(num_images=CURVE_IMAGES, clip_sample=False)
+    scores = bench.score(replace(student, model=model), cell.teacher, config, folder, tag=f"-{step}")
+    return {"step": step, "frechet_distance": scores["frechet_distance"], "kid_mean": scores["kid_mean"]}
+
+
+def _picture(folder: Path, path: Path) -> None:
+    """Keep the first samples: x0 not clipped above, clipped below."""
+    rows = []
+    for clip in (False, True):
+        name = f"samples-{_sampler(EvaluateConfig(num_images=IMAGES, clip_sample=clip))}.safetensors"
+        rows.append(np.concatenate(list(load_file(folder / name)["pixels"].numpy()[:SHOWN, 0]), axis=1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.concatenate(rows)).save(path, optimize=True)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found = []
+    for name, value in values.items():
+        found += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
+    return found
+
+
+def run_all(work: Path, only: str, worker: int, workers: int) -> None:
+    torch.set_num_threads(1)
+    bench = Bench(work, Output())
+    for index, cell in enumerate(c for c in (*cells(), *tuning()) if fnmatch.fnmatch(c.key, only)):
+        if index % workers == worker and cell.key not in finished():
+            run_cell(bench, cell)
+
+
+def frame(work: Path) -> None:
+    """Score the floor and the teacher, which no cell changes; lines of their own."""
+    bench = Bench(work, Output())
+    full = EvaluateConfig(num_images=IMAGES)
+    for clip in (False, True):
+        config = full.model_copy(update={"clip_sample": clip})
+        row = model_row("teacher", bench.of_teacher("fashion-ddpm", config), bench.real(IMAGES), bench.extractor)
+        print(_word(clip), row)
+    print(floor_row(bench.real(IMAGES)), profile(bench.real(IMAGES), bench.extractor, full))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["run", "list", "frame"])
+    parser.add_argument("--work", type=Path, default=Path("runs/extreme"))
+    parser.add_argument("--only", default="main/*", help="pattern of cell names")
+    parser.add_argument("--worker", default="0/1", help="which share of the cells: i/n")
+    given = parser.parse_args()
+    if given.what == "run":
+        which, of = map(int, given.worker.split("/"))
+        run_all(given.work, given.only, which, of)
+    elif given.what == "frame":
+        frame(given.work)
+    else:
+        done = finished()
+        for cell in (*cells(), *tuning()):
+            print("done" if cell.key in done else "    ", cell.key)

@@ -1,0 +1,130 @@
+"""Steps a second of an extreme distillation with a live teacher, a filling cache and a warm one, side by side.
+
+    taskset -c 0 python benchmarks/target_cache.py
+
+Teacher `fashion-ddpm`, student of 1.6 % of its parameters. Every round takes one step of every kind; printed are the
+median step and the median of the ratios within rounds, and where a warm step's time goes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from edgediff import data, model_folder, teacher
+from edgediff.artifacts import made, write_json
+from edgediff.distill import starting_student, taught_batches
+from edgediff.distillation.objective import Distillation
+from edgediff.pruning import target_widths
+from edgediff.recipe import DataConfig, DistillConfig, PruneConfig, check
+from edgediff.training.precision import autocast
+
+RESULT = Path(__file__).parent / "results" / "target-cache.json"
+RATIO, ROUNDS = 0.875, 12
+
+
+class Steps:
+    """Training steps of one kind: a live teacher, or a cache in `folder`."""
+
+    def __init__(self, batch_size: int, targets: int, folder: Path, kd: str, precision: str) -> None:
+        big = model_folder.load(teacher.resolve("fashion-ddpm").folder)
+        widths = target_widths(big.family, big.model.config, PruneConfig(ratio=RATIO))
+        small = big.family.build(big.family.student_config(big.model.config, widths))
+        values = {
+            "kd": kd,
+            "initial": "fresh",
+            "cache": {"targets": targets},
+            "training": {"batch_size": batch_size, "precision": precision},
+        }
+        self.config = check(values, DistillConfig)
+        student = starting_student(model_folder.Loaded(small, big.scheduler, big.family, ""), self.config)
+        images = data.load(DataConfig(name="fashion-mnist-20k"), "train", shape=big.sample_shape)
+        self.objective = Distillation(student, big, self.config).train()
+        self.batches = taught_batches([big], images, self.config, folder, print)
+        self.optimizer = torch.optim.AdamW(self.objective.parameters(), lr=1e-4, fused=True)
+        self.step = 0
+
+    def __call__(self) -> float:
+        began = time.perf_counter()
+        size = self.config.training.batch_size
+        with autocast(self.config.training.precision, torch.device("cpu")):
+            loss, _ = self.objective(self.batches(self.step, torch.arange(self.step * size, (self.step + 1) * size)))
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.step += 1
+        return time.perf_counter() - began
+
+
+def measure(batch_size: int, kd: str, precision: str, folder: Path) -> dict:
+    targets = 4 * batch_size
+    kinds = {
+        "live": Steps(batch_size, 0, folder, kd, precision),
+        "filling": Steps(batch_size, (ROUNDS + 2) * batch_size, folder / "filling", kd, precision),
+        "warm": Steps(batch_size, targets, folder / "warm", kd, precision),
+    }
+    for _ in range(4):
+        kinds["warm"]()
+    taken: dict[str, list[float]] = {name: [] for name in kinds}
+    for index in range(ROUNDS + 2):
+        for name, step in kinds.items():
+            seconds = step()
+            if index >= 2:
+                taken[name].append(seconds)
+    return {
+        "batch_size": batch_size,
+        "kd": kd,
+        "precision": precision,
+        "seconds_a_step": {name: statistics.median(values) for name, values in taken.items()},
+        "times_as_fast_as_live": {
+            name: statistics.median(a / b for a, b in zip(taken["live"], values, strict=True))
+            for name, values in taken.items()
+        },
+        "bytes_a_target": kinds["warm"].batches.teaching.report()["bytes"] / targets,
+    }
+
+
+def operators(batch_size: int, folder: Path) -> dict[str, float]:
+    """Return the share of a warm step's processor time by operator, the largest first."""
+    step = Steps(batch_size, 2 * batch_size, folder, "output", "fp32")
+    for _ in range(4):
+        step()
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        step()
+    spent = {event.key: event.self_cpu_time_total for event in profiled.key_averages()}
+    total = sum(spent.values())
+    largest = sorted(spent, key=spent.__getitem__, reverse=True)[:8]
+    return {name: spent[name] / total for name in largest}
+
+
+def main(batch_sizes: list[int]) -> None:
+    torch.set_num_threads(1)
+    result = {"made": made(), "threads": 1, "rounds": ROUNDS, "student": "1.6 % of fashion-ddpm", "rows": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for place, (size, kd, precision) in enumerate(
+            [(size, "output", "fp32") for size in batch_sizes]
+            + [(64, "output", "bf16"), (64, "place", "fp32"), (64, "output,feature", "fp32")]
+        ):
+            row = measure(size, kd, precision, Path(folder) / str(place))
+            result["rows"].append(row)
+            times, ratio = row["seconds_a_step"], row["times_as_fast_as_live"]
+            print(
+                f"batch {size:3} {kd:15} {precision}: live {1000 * times['live']:5.0f} ms, filling "
+                f"{ratio['filling']:.2f} x, warm {1000 * times['warm']:5.0f} ms = {ratio['warm']:.2f} x; "
+                f"{row['bytes_a_target'] / 1024:.1f} KiB a target"
+            )
+        result["warm_step_by_operator"] = operators(64, Path(folder) / "operators")
+        print({name: round(share, 2) for name, share in result["warm_step_by_operator"].items()})
+    write_json(RESULT, result)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[16, 64, 256])
+    main(parser.parse_args().batch_sizes)

@@ -1,0 +1,19 @@
+"""What is made once from a user's large files and kept between runs: never beside those files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from edgediff.artifacts import digest
+
+
+def kept(source: Path, what: str) -> Path:
+    """Return where `what` (a file name) made from the file `source` is kept: elsewhere after the file has changed.
+
+    In `$XDG_CACHE_HOME/edgediff`, else `~/.cache/edgediff`; all of it may be deleted at any time.
+    """
+    status = source.stat()
+    key = digest([str(source.resolve()), status.st_size, status.st_mtime_ns])
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base, "edgediff", "data", key[:2], f"{key[2:32]}-{what}")

@@ -1,0 +1,167 @@
+"""The verb `diagnose`: pruned model and student against their teacher on held-out images, for people to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from edgediff import data, diagnostics, model_folder, roles
+from edgediff.artifacts import atomic_folder, read_json, up_to_date, write_json, write_manifest
+from edgediff.backends import best_device
+from edgediff.data.images import Images
+from edgediff.data.order import evenly
+from edgediff.diagnostics.by_timestep import errors_by_timestep
+from edgediff.diagnostics.held_out import held_out, in_type_of
+from edgediff.diagnostics.sharpness import RHO, sharpness
+from edgediff.diagnostics.tiles import Tiles, tiles
+from edgediff.model_folder import Loaded
+from edgediff.output import Output, number
+from edgediff.recipe import Recipe
+from edgediff.reporting import figures
+from edgediff.results import Diagnosis, ErrorPictures, ModelDiagnosis, Reference, Sharpness
+from edgediff.run import ROLES, Run
+
+TIMESTEPS, IMAGES = 20, 256
+SHOWN_TIMESTEPS, SHOWN_IMAGES = 8, 4
+SHARPNESS_IMAGES = 64  # one batch, each image at another timestep
+ROWS = ["noised", "teacher's x0", "student's x0", "squared error"]
+COMPARED: tuple[Literal["pruned", "student"], ...] = ("pruned", "student")
+
+
+def diagnose(run: Run, recipe: Recipe, output: Output) -> Diagnosis:
+    """Write diagnosis.json and pictures of single images into the run's `diagnosis/`.
+
+    Everything is on test images with fixed noise, so two students of one teacher compare.
+    Raises: BadInputError when a model is not there yet; StageFailedError when one predicts NaN or infinity.
+    """
+    loaded = {role: model_folder.load(roles.folder(run, recipe, role)) for role in ROLES}
+    reference = data.load(recipe.data, "test", shape=loaded["teacher"].sample_shape)
+    config = {
+        "data": recipe.data.model_dump(mode="json"),
+        "timesteps": [TIMESTEPS, SHOWN_TIMESTEPS],
+        "images": [IMAGES, SHOWN_IMAGES, SHARPNESS_IMAGES],
+        "rho": RHO,
+    }
+    inputs: dict[str, str] = {role: model.sha256 for role, model in loaded.items()}
+    inputs["reference"] = reference.sha256
+    folder = diagnostics.folder(run)
+    if up_to_date(folder, stage="diagnose", config=config, inputs=inputs):
+        diagnosis = Diagnosis.model_validate(read_json(folder / diagnostics.RESULT))
+        output.stage("diagnose", "up to date")
+        show(diagnosis, output)
+        return diagnosis
+
+    count = min(IMAGES, len(reference))
+    output.stage("diagnose", f"{count} held-out images at {TIMESTEPS} timesteps")
+    for model in loaded.values():
+        model.model.to(best_device())
+    models = {role: loaded[role] for role in COMPARED}
+    with output.progress("errors by timestep", TIMESTEPS * count) as progress:
+        errors = errors_by_timestep(
+            loaded["teacher"],
+            models,
+            reference,
+            timesteps=_spread(loaded["teacher"], TIMESTEPS),
+            num_images=count,
+            batch_size=recipe.evaluate.batch_size,
+            advance=progress.advance,
+        )
+    sharp = _sharpness(loaded["teacher"], models, reference)
+    with atomic_folder(folder) as temporary:
+        diagnosis = Diagnosis(
+            reference=Reference(name=reference.name, sha256=reference.sha256, num_images=len(reference)),
+            num_images=count,
+            prediction_type=loaded["teacher"].scheduler.config.prediction_type,
+            models={
+                role: ModelDiagnosis(
+                    prediction_type=model.scheduler.config.prediction_type,
+                    errors=errors[role],
+                    sharpness=sharp[role],
+                )
+                for role, model in models.items()
+            },
+            pictures=_draw(loaded["teacher"], loaded["student"], reference, temporary),
+        )
+        write_json(temporary / diagnostics.RESULT, diagnosis.model_dump(mode="json"))
+        write_manifest(temporary, stage="diagnose", config=config, inputs=inputs)
+    show(diagnosis, output)
+    return diagnosis
+
+
+def show(diagnosis: Diagnosis, output: Output) -> None:
+    """Show the errors by timestep, and the sharpness, for people."""
+    pruned, student = (diagnosis.models[role] for role in COMPARED)
+    rows = [
+        [
+            str(after.timestep),
+            *(f"{value:.2g}" for value in (before.mse, after.mse, before.x0_rmse, after.x0_rmse)),
+            f"{after.slope:.3f}",
+            f"{after.intercept:.3f}",
+        ]
+        for before, after in zip(pruned.errors, student.errors, strict=True)
+    ]
+    title = f"against the teacher's {diagnosis.prediction_type}, {diagnosis.num_images} held-out images"
+    columns = ["t", "MSE, pruned", "student ↓", "x0 RMSE, pruned", "student ↓", "slope → 1", "intercept → 0"]
+    output.table(title, columns, rows)
+    output.table(
+        f"sharpness, rho {student.sharpness.rho:g}",
+        ["", "MSE", "gradient norm", "sharpness"],
+        [
+            [role, *(number(value) for value in (found.loss, found.gradient_norm, found.sharpness))]
+            for role, found in ((role, diagnosis.models[role].sharpness) for role in COMPARED)
+        ],
+    )
+
+
+def _spread(teacher: Loaded, count: int) -> Tensor:
+    """Return timesteps (count,) from the cleanest to the noisiest."""
+    return torch.linspace(0, teacher.scheduler.config.num_train_timesteps - 1, count).long()
+
+
+def _sharpness(
+    teacher: Loaded, models: Mapping[Literal["pruned", "student"], Loaded], images: Images
+) -> dict[Literal["pruned", "student"], Sharpness]:
+    """Measure the sharpness of every model's distillation error on one batch."""
+    (batch,) = held_out(images, evenly(len(images), SHARPNESS_IMAGES), SHARPNESS_IMAGES)
+    at = _spread(teacher, len(batch.x0))
+    sample, at = (value.to(best_device()) for value in (batch.noised(teacher, at), at))
+    with torch.no_grad():
+        expected = teacher.family.prediction(teacher.model, sample, at)
+
+    def measured(of: Loaded) -> Sharpness:
+        def loss(model: nn.Module) -> Tensor:
+            said = of.family.prediction(model, sample, at)
+            return (in_type_of(teacher, said, of, sample, at) - expected).square().mean()
+
+        return sharpness(of.model, loss)
+
+    return {role: measured(model) for role, model in models.items()}
+
+
+def _draw(teacher: Loaded, student: Loaded, images: Images, folder: Path) -> ErrorPictures:
+    """Write one picture an image into `folder`, with one scale of colours for all errors."""
+    timesteps, indices = _spread(teacher, SHOWN_TIMESTEPS), evenly(len(images), SHOWN_IMAGES)
+    found = [tiles(teacher, student, image, timesteps) for image in held_out(images, indices, 1)]
+    low, high = figures.error_range(np.stack([image.squared_error for image in found]))
+    files = [f"image-{place}.png" for place in range(len(found))]
+    for name, image in zip(files, found, strict=True):
+        (folder / name).write_bytes(figures.grid(_coloured(image, low, high), SHOWN_TIMESTEPS))
+    return ErrorPictures(
+        files=files, images=indices.tolist(), timesteps=timesteps.tolist(), rows=ROWS, low=low, high=high
+    )
+
+
+def _coloured(image: Tiles, low: float, high: float) -> NDArray[np.uint8]:
+    """Return all tiles (4·T, 3, H, W), row by row as in ROWS."""
+    shown = [
+        np.broadcast_to(row, (len(row), 3, *row.shape[2:]))
+        for row in (image.noised, image.teacher_x0, image.student_x0)
+    ]
+    errors = np.stack([figures.error_colours(error, low, high) for error in image.squared_error])
+    return np.concatenate([*shown, errors.transpose(0, 3, 1, 2)])

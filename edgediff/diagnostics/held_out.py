@@ -1,0 +1,65 @@
+"""Held-out images under fixed noise, and what a model says of them beside its teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from edgediff.backends import best_device
+from edgediff.backends.pytorch import PyTorchDenoiser
+from edgediff.data.images import Images
+from edgediff.diffusion.parameterisation import convert
+from edgediff.diffusion.sampler import initial_noise
+from edgediff.errors import StageFailedError
+from edgediff.model_folder import Loaded
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Clean images (B, C, H, W) in [-1, 1] and the one noise (B, C, H, W) that each of them gets at every timestep."""
+
+    x0: Tensor
+    noise: Tensor
+
+    def noised(self, teacher: Loaded, timestep: Tensor) -> Tensor:
+        """Return x_t (B, C, H, W) at the timesteps (B,)."""
+        return teacher.scheduler.add_noise(self.x0, self.noise, timestep)
+
+
+def held_out(images: Images, indices: Tensor, batch_size: int) -> Iterator[HeldOut]:
+    """Yield the images of `indices` (N,) in batches; an image's noise follows from its index alone."""
+    for part in indices.split(batch_size):
+        yield HeldOut(images.batch(part), initial_noise(part.tolist(), images.shape))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A model's prediction in the teacher's prediction type, and the x0 that it means: (B, C, H, W) both."""
+
+    value: Tensor
+    x0: Tensor
+
+
+def predict(name: str, model: Loaded, sample: Tensor, timestep: Tensor, teacher: Loaded) -> Prediction:
+    """Return what a model says of x_t = `sample` (B, C, H, W) at the timesteps (B,), exactly converted.
+
+    Raises: StageFailedError, calling the model by `name`, when it is not finite.
+    """
+    said = PyTorchDenoiser(model.model, model.family, best_device())(sample, timestep)
+    if not said.isfinite().all():
+        raise StageFailedError(
+            f"the {name} predicts NaN or infinity at timestep {int(timestep[0])}",
+            "a training that diverged leaves such weights: look at its log",
+        )
+    return Prediction(
+        in_type_of(teacher, said, model, sample, timestep),
+        convert(said, sample, timestep, teacher.scheduler, model.scheduler.config.prediction_type, "sample"),
+    )
+
+
+def in_type_of(teacher: Loaded, said: Tensor, model: Loaded, sample: Tensor, timestep: Tensor) -> Tensor:
+    """Return a model's prediction (B, C, H, W) of x_t in the teacher's prediction type; differentiable."""
+    own, theirs = (of.scheduler.config.prediction_type for of in (model, teacher))
+    return convert(said, sample, timestep, teacher.scheduler, own, theirs)

@@ -1,0 +1,237 @@
+"""Teacher targets on disk: at extreme ratios the teacher's forward is nearly all the cost of a step.
+
+An entry is a triple (image, noise seed, timestep), a pure function of its number (`training.draws`), with the
+teacher's answer to it in half precision. The first visit of an entry runs the teacher and writes the answer, later
+visits read it: a cold cache fills while training goes on, at the cost of training without one.
+
+Shards are safetensors files of a fixed number of entries, made whole and full of zeros, so that a full disk shows
+when a shard is made and never in the middle of a memory-mapped one. Every map has a checksum; an entry that does not
+match its own (never written, torn by a crash, damaged) is computed again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from edgediff.artifacts import atomic_file, read_object, write_json
+from edgediff.data.order import visited
+from edgediff.distillation.targets import LiveTeacher, Targets
+from edgediff.errors import BadInputError, StageFailedError
+from edgediff.training.batches import NoisedBatch
+
+FORMAT = 1
+SHARD_BYTES = 64 * 2**20  # about; small enough to be made in a moment
+LARGEST_HALF = 65504.0
+COST = "teacher_seconds_a_target"  # in the manifest, beside the identity
+
+
+class TargetCache:
+    """A teacher whose answers to `targets` entries are remembered in `folder`.
+
+    Targets are the same rounded halves at the first visit and at every later one, so a training does not depend on
+    how much of its cache was there before.
+    """
+
+    def __init__(
+        self,
+        live: LiveTeacher,
+        folder: Path,
+        *,
+        targets: int,
+        seed: int,
+        identity: dict[str, str],
+        tell: Callable[[str], None],
+    ) -> None:
+        """Open the cache, or start it.
+
+        Args: targets: number of entries, rounded up to a whole antithetic pair.
+              seed: of the order in which entries are visited after the first epoch.
+              identity: what an answer depends on, by name; a cache that differs in any of it is refused.
+              tell: is given a sentence when the cache cannot grow.
+        Raises: BadInputError, naming what differs, for the cache of another teacher, schedule, data or precision.
+        """
+        self.live, self.folder, self.seed, self.tell = live, folder, seed, tell
+        self.count = targets + targets % 2
+        self.maps = None if live.features else 1  # how many of an entry's maps are read; None: all
+        self.hits = self.misses = 0
+        self.live_seconds = 0.0
+        self.seconds_a_target = 0.0  # of the teacher, as those who filled the cache measured it
+        self._shards: dict[int, _Shard] = {}
+        self._entries_a_shard: int | None = None  # known from the first shard on
+        self._growing = True
+        wanted = {"format": str(FORMAT), "features": "yes" if live.features else "no", **identity}
+        if (folder / "manifest.json").exists():
+            found = read_object(folder / "manifest.json")
+            self.seconds_a_target = found.pop(COST, 0.0)
+            if found.get("features") == "yes" and not live.features:
+                # It serves predictions too; what it lacks must be computed whole.
+                self.live, wanted["features"] = LiveTeacher(live.teachers, features=True), "yes"
+            differing = [name for name in sorted({*wanted, *found}) if wanted.get(name) != found.get(name)]
+            if differing:
+                raise BadInputError(
+                    f"the target cache was made with another {', '.join(differing)}: `{folder}`",
+                    "give another folder with `distill.cache.folder=`, or delete this one",
+                )
+        else:
+            write_json(folder / "manifest.json", wanted)
+        self._identity = wanted
+
+    def entries(self, positions: Tensor) -> Tensor:
+        """Return the entries at these positions: in order the first time, then in fresh orders of antithetic pairs."""
+        pairs = positions // 2
+        shuffled = visited(pairs, count=self.count // 2, seed=self.seed)
+        return torch.where(pairs < self.count // 2, pairs, shuffled) * 2 + positions % 2
+
+    def __call__(self, entries: Tensor, batch: NoisedBatch) -> Targets:
+        """Return the teacher's targets of the entries, from disk where they are, from the teacher where not."""
+        numbers = entries.tolist()
+        rows = [self._read(number) for number in numbers]
+        missing = [place for place, row in enumerate(rows) if row is None]
+        self.hits += len(numbers) - len(missing)
+        self.misses += len(missing)
+        if missing:
+            for place, row in zip(missing, self._compute(missing, entries, batch), strict=True):
+                rows[place] = row
+                self._write(numbers[place], row)
+        stacked = [
+            torch.from_numpy(np.stack(maps)) for maps in zip(*(row[: self.maps] for row in rows if row), strict=True)
+        ]
+        prediction, *features = (maps.to(batch.sample.device).float() for maps in stacked)
+        return Targets(prediction, tuple(features))
+
+    def report(self) -> dict[str, float]:
+        """Return what it did: targets read and computed, teacher seconds spent and saved, bytes on disk."""
+        if self.misses:
+            self.seconds_a_target = self.live_seconds / self.misses
+            write_json(self.folder / "manifest.json", {**self._identity, COST: self.seconds_a_target})
+        return {
+            "targets": self.count,
+            "read": self.hits,
+            "computed": self.misses,
+            "teacher_seconds": self.live_seconds,
+            "teacher_seconds_saved": self.hits * self.seconds_a_target,
+            "bytes": sum(file.stat().st_size for file in self.folder.glob("shard-*.safetensors")),
+        }
+
+    def _compute(self, missing: list[int], entries: Tensor, batch: NoisedBatch) -> list[list[np.ndarray]]:
+        """Run the teacher on the batch's missing places; return its rows as halves."""
+        began = time.perf_counter()
+        part = batch
+        if len(missing) < len(entries):
+            index = torch.tensor(missing, device=batch.sample.device)
+            values = {name: value[index] for name, value in vars(batch).items() if isinstance(value, Tensor)}
+            part = NoisedBatch(batch.step, **values)
+        targets = self.live(entries[missing], part)
+        halves = [
+            maps.clamp(-LARGEST_HALF, LARGEST_HALF).half().cpu().numpy()
+            for maps in (targets.prediction, *targets.features)
+        ]
+        self.live_seconds += time.perf_counter() - began
+        return [[maps[place] for maps in halves] for place in range(len(missing))]
+
+    def _read(self, number: int) -> list[np.ndarray] | None:
+        shard = self._shard(number, None)
+        return shard.read(number % shard.entries, self.maps) if shard else None
+
+    def _write(self, number: int, row: list[np.ndarray]) -> None:
+        shard = self._shard(number, row)
+        if shard is None:
+            return
+        try:
+            shard.write(number % shard.entries, row)
+        except OSError as error:
+            self._stop_growing(error)
+
+    def _shard(self, number: int, row: list[np.ndarray] | None) -> _Shard | None:
+        """Return the shard of an entry, made to hold rows like `row` where it is not there and one is given."""
+        if self._entries_a_shard is None:
+            first = next(self.folder.glob("shard-*.safetensors"), None)
+            if first is not None:
+                self._entries_a_shard = _Shard(first).entries
+            elif row is not None:
+                self._entries_a_shard = max(1, min(self.count, SHARD_BYTES // sum(maps.nbytes for maps in row)))
+            else:
+                return None
+        index = number // self._entries_a_shard
+        if index not in self._shards:
+            path = self.folder / f"shard-{index:05}.safetensors"
+            if not path.exists() and (row is None or not self._growing or not self._make(path, row)):
+                return None
+            self._shards[index] = _Shard(path)
+        return self._shards[index]
+
+    def _make(self, path: Path, row: list[np.ndarray]) -> bool:
+        """Make a shard of zeros; return whether the disk had room for it."""
+        entries = self._entries_a_shard or 1
+        tensors: dict[str, np.ndarray] = {"crc32": np.zeros((entries, len(row)), np.uint32)}
+        for place, maps in enumerate(row):
+            tensors[f"map{place:03}"] = np.zeros((entries, *maps.shape), np.float16)
+        try:
+            with atomic_file(path) as temporary:
+                save_file(tensors, temporary)
+        except StageFailedError as error:
+            self._stop_growing(error)
+            return False
+        return True
+
+    def _stop_growing(self, error: Exception) -> None:
+        if self._growing:
+            self.tell(f"the target cache cannot grow, training goes on without it: {error}")
+        self._growing = False
+
+
+class _Shard:
+    """One file: read through a memory map, written through the file, whose errors are not fatal signals."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDWR)
+        length = int.from_bytes(os.pread(self.descriptor, 8, 0), "little")
+        header: dict[str, Any] = json.loads(os.pread(self.descriptor, length, 8))
+        header.pop("__metadata__", None)
+        base = 8 + length
+        kinds = {"F16": np.float16, "U32": np.uint32}
+        self.offsets = {name: base + what["data_offsets"][0] for name, what in header.items()}
+        self.tensors = {
+            name: np.memmap(path, kinds[what["dtype"]], "r", self.offsets[name], tuple(what["shape"]))
+            for name, what in header.items()
+        }
+        self.checksums = self.tensors.pop("crc32")
+        self.maps = [self.tensors[name] for name in sorted(self.tensors)]
+        self.entries = len(self.checksums)
+
+    def read(self, place: int, count: int | None) -> list[np.ndarray] | None:
+        """Return the first `count` maps of an entry (None: all), or None where they do not match their checksums."""
+        maps = [np.array(values[place]) for values in self.maps[:count]]
+        expected = self.checksums[place][:count].tolist()
+        return maps if all(map(_matches, maps, expected)) else None
+
+    def write(self, place: int, maps: list[np.ndarray]) -> None:
+        """Write an entry, its checksums last."""
+        for name, values in zip(sorted(self.tensors), maps, strict=True):
+            data = np.ascontiguousarray(values).tobytes()
+            os.pwrite(self.descriptor, data, self.offsets[name] + place * len(data))
+        checksums = np.array([_checksum(values) for values in maps], np.uint32).tobytes()
+        os.pwrite(self.descriptor, checksums, self.offsets["crc32"] + place * len(checksums))
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
+
+
+def _matches(values: np.ndarray, expected: int) -> bool:
+    return expected != 0 and _checksum(values) == expected
+
+
+def _checksum(values: np.ndarray) -> int:
+    """Return a CRC-32 that is never 0, which stands for a map that was not written."""
+    return zlib.crc32(np.ascontiguousarray(values).data) or 1

@@ -1,0 +1,132 @@
+"""The objective of a distillation: one forward from a taught batch to the loss and its parts."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgediff.diffusion.noising import prediction_target
+from edgediff.diffusion.parameterisation import convert
+from edgediff.diffusion.weighting import timestep_weights
+from edgediff.distillation.normalisation import TimestepNormalisation
+from edgediff.distillation.targets import Targets, TaughtBatch, uses_features
+from edgediff.losses import LOSSES, KDTerms, diffusion
+from edgediff.losses.adapters import Adapters
+from edgediff.losses.fine_weight import LearnableFineWeight, scheduled
+from edgediff.model_folder import Loaded
+from edgediff.recipe import DistillConfig
+
+GROUPED = ("place", "lift")
+
+
+class Distillation(nn.Module):
+    """The student with whatever else is trained beside it; its forward is diffusion_weight · L_diff + Σ weight · L_kd.
+
+    Every loss is a value a sample; a timestep's weight multiplies it before the mean over the batch. The teacher is
+    not part of the module: what it says comes with the batch.
+    """
+
+    def __init__(self, student: Loaded, teacher: Loaded, config: DistillConfig) -> None:
+        """Take both models as loaded: the teacher's for the widths of its features and its prediction type.
+
+        Raises: BadInputError for a feature loss on a family without feature points.
+        """
+        super().__init__()
+        self.student = student.model
+        self.family, self.scheduler, self.config = student.family, student.scheduler, config
+        self.own = student.scheduler.config.prediction_type
+        self.theirs = teacher.scheduler.config.prediction_type
+        self.space = config.kd_space or self.own
+        self.with_features = uses_features(config)
+        if any(LOSSES[name].adapters for name in config.kd):
+            self.adapters = Adapters(*(of.family.feature_widths(of.model.config) for of in (student, teacher)))
+        if config.place.fine_weight == "learnable" and any(name in GROUPED for name in config.kd):
+            self.fine_weight = LearnableFineWeight()
+        if config.timestep_weighting == "normalised":
+            self.normalisation = TimestepNormalisation(student.scheduler.config.num_train_timesteps)
+
+    def forward(self, batch: TaughtBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the scalar loss and the detached quantities to log: every term, and the fit of LIFT and PLACE."""
+        config = self.config
+        features: tuple[Tensor, ...] = ()
+        if self.with_features:
+            prediction, features = self.family.prediction_and_features(self.student, batch.sample, batch.timestep)
+        else:
+            prediction = self.family.prediction(self.student, batch.sample, batch.timestep)
+        target = prediction_target(self.scheduler, batch.x0, batch.noise, batch.timestep)
+        terms = {}
+        if config.diffusion_weight:
+            loss = diffusion(prediction, target, reduction=config.reduction)
+            terms["diffusion"] = config.diffusion_weight * self._weighted(loss, batch, self.own)
+        quantities: dict[str, Tensor] = {}
+        if batch.targets is not None:
+            quantities = self._teach(terms, prediction, features, batch, batch.targets)
+        total = torch.stack(list(terms.values())).sum(0)
+        if config.timestep_weighting == "normalised":
+            total = self.normalisation(total, batch.timestep)
+        if config.gradient_norms_every and batch.step % config.gradient_norms_every == 0 and self.training:
+            quantities |= self._gradient_norms(terms)
+        return total.mean(), {**{name: value.detach().mean() for name, value in terms.items()}, **quantities}
+
+    def _teach(
+        self,
+        terms: dict[str, Tensor],
+        prediction: Tensor,
+        features: tuple[Tensor, ...],
+        batch: TaughtBatch,
+        targets: Targets,
+    ) -> dict[str, Tensor]:
+        """Put the distillation losses into `terms`; return the fit's quantities where one of them fits."""
+        config = self.config
+        place = (batch.sample, batch.timestep, self.scheduler)
+        mine = convert(prediction, *place, self.own, self.space)
+        taught = convert(targets.prediction, *place, self.theirs, self.space, threshold=config.x0_threshold)
+        quantities: dict[str, Tensor] = {}
+        for name, weight in config.kd.items():
+            loss = LOSSES[name]
+            if loss.kind == "prediction":
+                found = self._prediction_loss(name, batch.step)(mine, taught, reduction=config.reduction)
+                quantities |= {} if "coarse" in quantities else _of_fit(found)
+                terms[name] = weight * self._weighted(found.total, batch, self.space)
+            else:
+                maps = self.adapters(features) if loss.adapters else features
+                terms[name] = weight * loss.function(maps, targets.features, reduction=config.reduction)
+        return quantities
+
+    def _prediction_loss(self, name: str, step: int) -> Any:
+        """Return a prediction loss with its settings bound."""
+        if name not in GROUPED:
+            return LOSSES[name].function
+        settings = self.config.place.model_dump(exclude={"fine_weight"})
+        if name == "lift":
+            settings = {key: settings[key] for key in ("terms", "norm")}
+        kind = self.config.place.fine_weight
+        if kind == "learnable":
+            return self.fine_weight(partial(LOSSES[name].function, **settings))
+        progress = step / self.config.training.steps
+        weight = None if kind == "adaptive" else scheduled(kind, progress)
+        return partial(LOSSES[name].function, **settings, fine_weight=weight)
+
+    def _weighted(self, loss: Tensor, batch: TaughtBatch, space: str) -> Tensor:
+        """Return a loss (B,), measured in `space`, with the weight of its timesteps."""
+        kind = self.config.timestep_weighting
+        if kind in ("uniform", "normalised"):
+            return loss
+        return loss * timestep_weights(kind, self.scheduler, batch.timestep, space)
+
+    def _gradient_norms(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the norm of every term's own gradient with respect to the student."""
+        parameters = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
+        norms = {}
+        for name, term in terms.items():
+            gradients = torch.autograd.grad(term.mean(), parameters, retain_graph=True, allow_unused=True)
+            norms[f"grad_norm.{name}"] = torch.nn.utils.get_total_norm([g for g in gradients if g is not None])
+        return norms
+
+
+def _of_fit(terms: KDTerms) -> dict[str, Tensor]:
+    """Return what a prediction loss says of itself, for the log."""
+    return {name: value.detach().mean() for name, value in terms._asdict().items() if name != "total"}

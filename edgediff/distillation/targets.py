@@ -1,0 +1,119 @@
+"""What the teacher says of a noised batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from edgediff.data.order import mixed
+from edgediff.diffusion.parameterisation import convert
+from edgediff.errors import BadInputError
+from edgediff.losses import LOSSES
+from edgediff.model_folder import Loaded
+from edgediff.recipe import DistillConfig
+from edgediff.training.batches import NoisedBatch, Noising
+
+TEACHER_STREAM = 2**35  # the seed of which teacher speaks to which entry
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The teacher's prediction (B, C, H, W), in its own prediction type, and its feature maps when asked for."""
+
+    prediction: Tensor
+    features: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class TaughtBatch(NoisedBatch):
+    """A noised batch with what the teacher says of it; None when nothing is learned from a teacher."""
+
+    targets: Targets | None
+
+
+class Teaching(Protocol):
+    """Where targets come from."""
+
+    def entries(self, positions: Tensor) -> Tensor:
+        """Return the entries (B,) that training visits at these positions (B,)."""
+
+    def __call__(self, entries: Tensor, batch: NoisedBatch) -> Targets:
+        """Return the targets of the entries' noised batch."""
+
+
+class LiveTeacher:
+    """Runs the teacher on every batch; every position is an entry of its own.
+
+    Of several teachers (checkpoints of one, Wang et al. 2022; assistants, Son et al. 2021) each entry has one, drawn
+    for it once: the expected loss is the mean over all, at the cost of one.
+    """
+
+    def __init__(self, teachers: Sequence[Loaded], *, features: bool) -> None:
+        """Take at least one teacher.
+
+        Raises: BadInputError with features, for teachers whose feature maps differ in width.
+        """
+        self.teachers, self.features = teachers, features
+        if features and len({of.family.feature_widths(of.model.config) for of in teachers}) > 1:
+            raise BadInputError(
+                "feature losses need teachers of equal widths, and these differ",
+                "choose losses that look at predictions only, or `guidance: last`",
+            )
+
+    def entries(self, positions: Tensor) -> Tensor:
+        """Return the positions themselves: no noise is ever seen twice."""
+        return positions
+
+    @torch.no_grad()
+    def __call__(self, entries: Tensor, batch: NoisedBatch) -> Targets:
+        """Return what the teachers say now, in float32 and in the prediction type of the first one."""
+        if len(self.teachers) == 1:
+            return self._of(self.teachers[0], batch.sample, batch.timestep)
+        drawn = torch.tensor([mixed(TEACHER_STREAM, entry) % len(self.teachers) for entry in entries.tolist()])
+        maps: list[Tensor] = []
+        for index, teacher in enumerate(self.teachers):
+            rows = (drawn == index).to(batch.sample.device)
+            if rows.any():
+                said = self._of(teacher, batch.sample[rows], batch.timestep[rows])
+                maps = maps or [
+                    part.new_empty(len(rows), *part.shape[1:]) for part in (said.prediction, *said.features)
+                ]
+                for whole, part in zip(maps, (said.prediction, *said.features), strict=True):
+                    whole[rows] = part
+        return Targets(maps[0], tuple(maps[1:]))
+
+    def _of(self, teacher: Loaded, sample: Tensor, timestep: Tensor) -> Targets:
+        """Return what one teacher says of samples (B, C, H, W)."""
+        family = teacher.family
+        features: tuple[Tensor, ...] = ()
+        if self.features:
+            prediction, features = family.prediction_and_features(teacher.model, sample, timestep)
+        else:
+            prediction = family.prediction(teacher.model, sample, timestep)
+        first, own = (of.scheduler.config.prediction_type for of in (self.teachers[0], teacher))
+        prediction = convert(prediction.float(), sample, timestep, teacher.scheduler, own, first)
+        return Targets(prediction, tuple(map_.float() for map_ in features))
+
+
+class TaughtBatches:
+    """The batches of a distillation, for `training.loop.train`."""
+
+    def __init__(self, noising: Noising, teaching: Teaching | None) -> None:
+        self.noising, self.teaching = noising, teaching
+
+    def __call__(self, step: int, positions: Tensor) -> TaughtBatch:
+        """Return the batch at positions (B,) of the training."""
+        if self.teaching is None:
+            return TaughtBatch(**vars(self.noising(step, positions)), targets=None)
+        entries = self.teaching.entries(positions)
+        batch = self.noising(step, entries)
+        return TaughtBatch(**vars(batch), targets=self.teaching(entries, batch))
+
+
+def uses_features(config: DistillConfig) -> bool:
+    """Tell whether a loss of this config looks at feature maps."""
+    return any(LOSSES[name].kind == "feature" for name in config.kd)

@@ -1,0 +1,75 @@
+"""What a checkpoint says beside its tensors: of which training it is, at which step, under which settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgediff.errors import BadInputError
+from edgediff.recipe import TrainingConfig, differing_keys
+from edgediff.training import checkpoint
+
+# What may differ between an interrupted training and the one that resumes it: how long, how fast, how often saved,
+# and on what machines. The batch of an update may not, however it is put together.
+ADJUSTABLE = {
+    *("steps", "learning_rate", "lr_schedule", "warmup_steps", "grad_clip", "checkpoint_every", "trackers"),
+    *("batch_size", "gradient_accumulation", "gradient_checkpointing", "compile"),
+}
+
+
+def starting_facts(
+    path: Path, identity: Mapping[str, Any], config: TrainingConfig, *, processes: int, resume: bool
+) -> dict[str, Any]:
+    """Return the facts with which a training begins: those of the state at `path`, or of none.
+
+    Args: identity: everything the result depends on beside `config`, as JSON.
+    Raises: BadInputError when a state exists and `resume` is false, or belongs to another training, or has more
+            steps behind it than `config.steps`; CorruptArtifactError when it is not a complete checkpoint.
+    """
+    settings = {**config.model_dump(mode="json", include=ADJUSTABLE), "processes": processes}
+    fixed = {
+        **config.model_dump(mode="json", exclude=ADJUSTABLE),
+        "global_batch": config.batch_size * config.gradient_accumulation * processes,
+    }
+    # Through JSON, in which a saved one comes back.
+    wanted = json.loads(json.dumps({**identity, "training": fixed}))
+    if not path.exists():
+        return {"identity": wanted, "step": 0, "resumed_at": [], "settings": [{"from_step": 0, **settings}]}
+    facts = checkpoint.read_facts(path)
+    if not resume:
+        raise BadInputError(
+            f"an unfinished training stands at step {facts['step']}: `{path}`",
+            "add `--resume` to continue it, or delete that file to start again",
+        )
+    if facts["identity"] != wanted:
+        difference = _difference(facts["identity"], wanted)
+        batch = (
+            "; `global_batch` is batch_size x gradient_accumulation x processes" if "global_batch" in difference else ""
+        )
+        raise BadInputError(
+            f"the checkpoint belongs to another training ({difference}): `{path}`",
+            f"resume with the recipe it was started with, or delete that file to start again{batch}",
+        )
+    if facts["step"] > config.steps:
+        raise BadInputError(
+            f"the checkpoint stands at step {facts['step']}, beyond the {config.steps} steps asked for: `{path}`",
+            "ask for at least as many steps, or delete that file to start again",
+        )
+    facts["resumed_at"].append(facts["step"])
+    last = {key: value for key, value in facts["settings"][-1].items() if key != "from_step"}
+    if last != settings:
+        facts["settings"].append({"from_step": facts["step"], **settings})
+    return facts
+
+
+def _difference(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Word what differs between two identities, key by key: `distill.kd.place 1.0, not None`."""
+
+    def value(of: Any, key: str) -> Any:
+        for part in key.split("."):
+            of = of.get(part) if isinstance(of, Mapping) else None
+        return of
+
+    return "; ".join(f"{key} {value(saved, key)}, not {value(wanted, key)}" for key in differing_keys(saved, wanted))

@@ -1,0 +1,153 @@
+"""Where this process stands among those of one training, as `accelerate launch` or `torchrun` started them.
+
+Without a launcher a training is a group of one. Nothing heavy is imported before a training runs, so that the command
+line can ask `is_main` first.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from edgediff.errors import BadInputError, StageFailedError
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator, PartialState
+
+# How long a process waits for one that does not answer. One that died is noticed at once where the network says so,
+# and its launcher ends the others; this is for the rest: a machine gone, a process that hangs. Waits that are in
+# order, for a compilation or for the main process to write a state, are shorter.
+PATIENCE = timedelta(minutes=10)
+
+
+def is_main() -> bool:
+    """Tell whether this is the one process that writes files and speaks."""
+    return "LOCAL_RANK" not in os.environ or os.environ.get("RANK", "0") == "0"
+
+
+@cache
+def group() -> PartialState:
+    """Return this process's place in its group, which the first call joins.
+
+    Raises: BadInputError for a launcher's engine that keeps the training's state in a form of its own.
+    """
+    for engine, name in (("DEEPSPEED", "DeepSpeed"), ("MEGATRON_LM", "Megatron-LM")):
+        if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
+            raise BadInputError(
+                f"{name} cannot train here: its engine keeps a state that does not fit one checkpoint file",
+                "shard the model with FSDP instead: `accelerate launch --use_fsdp --fsdp_version 2`",
+            )
+    import torch
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
+    return PartialState(cpu=cpu, timeout=PATIENCE)
+
+
+def device() -> torch.device:
+    """Return where this process trains: its own GPU where there is one."""
+    return group().device
+
+
+def wait_for_everyone() -> None:
+    """Return when all processes of the group have come here."""
+    with naming_lost_process():
+        group().wait_for_everyone()
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """Have the main process run the block before the others, which then find its work done."""
+    with naming_lost_process(), group().main_process_first():
+        yield
+
+
+def leave() -> None:
+    """Leave the group at the good end of a command; after a failure it is the launcher who ends what is left."""
+    if group.cache_info().currsize:
+        group().destroy_process_group()
+        group.cache_clear()
+
+
+def anyone(flag: bool) -> bool:
+    """Tell all processes of the group whether the flag is set in any of them."""
+    if group().num_processes == 1:
+        return flag
+    import torch
+    from accelerate.utils import reduce
+
+    return bool(reduce(torch.tensor(float(flag), device=device()), "sum") > 0)
+
+
+def check_agreement(value: Mapping[str, Any]) -> None:
+    """Raise BadInputError unless all processes of the group came here with the same value (plain data)."""
+    if group().num_processes == 1:
+        return
+    from accelerate.utils import gather_object
+
+    if any(other != value for other in gather_object([value])):
+        raise BadInputError(
+            "the processes of this training do not agree on what to train from where",
+            "give all of them the same command, and a run folder that every machine sees",
+        )
+
+
+def accelerator(gradient_accumulation: int) -> Accelerator:
+    """Return what spreads a model over the group: DistributedDataParallel or FSDP, as the launcher was told.
+
+    Where the launcher and the recipe both have a say (precision, accumulation, compilation), the recipe's holds.
+    Precision is not Accelerate's business here: it fixes one for the life of a process, and would leave out the
+    teacher, which runs outside the prepared model.
+    Raises: BadInputError for FSDP 1, and for FSDP's own activation checkpointing.
+    """
+    group()
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedType, GradientAccumulationPlugin
+
+    found = Accelerator(
+        device_placement=False,
+        mixed_precision="no",
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=gradient_accumulation),
+        dynamo_backend="no",
+    )
+    if found.distributed_type == DistributedType.FSDP:
+        plugin = found.state.fsdp_plugin
+        if plugin.fsdp_version != 2:
+            raise BadInputError(
+                "FSDP 1 cannot train here: it hides which parameter a number belongs to",
+                "add `--fsdp_version 2` to `accelerate launch`, or `fsdp_version: 2` to its config file",
+            )
+        if plugin.activation_checkpointing:
+            raise BadInputError(
+                "FSDP's activation checkpointing renames parameters",
+                "leave it out, and set `gradient_checkpointing=true` in the recipe",
+            )
+        plugin.cpu_ram_efficient_loading = False  # all processes have loaded the weights, and it fails on buffers
+    return found
+
+
+@contextmanager
+def naming_lost_process() -> Iterator[None]:
+    """Turn a failed exchange with the other processes, in the enclosed block, into a StageFailedError.
+
+    Gloo raises plain RuntimeErrors that name it, NCCL errors of torch.distributed's own.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if group().num_processes == 1:
+            raise
+        from torch.distributed import DistError
+
+        if not isinstance(error, DistError) and "gloo" not in str(error):
+            raise
+        raise StageFailedError(
+            "another process of this training ended, or did not answer",
+            "see what it said, and run the same command again with `--resume`: the last saved state is whole",
+        ) from error

@@ -1,0 +1,131 @@
+"""Folders of loose image files: which of them are images, which split they fall to, what identifies them."""
+
+import pytest
+import torch
+
+from edgediff import data
+from edgediff.errors import BadInputError
+from edgediff.recipe import DataConfig
+
+SHAPE = (1, 4, 4)
+
+
+def load(folder, split="train", shape=SHAPE):
+    return data.load(DataConfig(name=str(folder)), split, shape=shape)
+
+
+def names(images):
+    return [images.encoded.where(index) for index in range(len(images))]
+
+
+@pytest.fixture
+def photos(tmp_path, picture):
+    """Forty images of several sizes and kinds in two sub-folders; their grey level is their number."""
+    for number in range(40):
+        kind = ("PNG", "BMP")[number % 2]
+        path = tmp_path / f"class{number % 2}" / f"{number:02}.{kind.lower()}"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(picture(number, kind))
+    return tmp_path
+
+
+def test_files_come_in_the_order_of_their_names_in_the_models_shape(photos, levels):
+    images = load(photos)
+    assert images.name == f"{photos.name}/train" and images.shape == SHAPE
+    batch = images.batch(torch.arange(len(images)))
+    assert batch.shape == (len(images), *SHAPE) and batch.dtype == torch.float32
+    numbers = levels(batch)
+    assert numbers == sorted(numbers, key=lambda number: (number % 2, number))
+    assert load(photos, shape=(3, 8, 6)).batch(torch.tensor([0, 1])).shape == (2, 3, 8, 6)
+
+
+def test_the_splits_of_a_folder_are_disjoint_and_stable(photos, picture):
+    train, test = names(load(photos)), names(load(photos, "test"))
+    assert len(train) + len(test) == 40 and test and not set(train) & set(test)
+    (photos / "one_more.png").write_bytes(picture(200))
+    assert set(names(load(photos))) - {str(photos / "one_more.png")} == set(train)
+
+
+def test_the_hash_of_a_folder_follows_names_and_contents(photos):
+    first = load(photos).sha256
+    path = photos / names(load(photos))[0]
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    changed = load(photos).sha256
+    path.write_bytes(content)
+    assert load(photos).sha256 == first != changed
+    path.unlink()
+    assert load(photos).sha256 not in (first, changed)
+
+
+@pytest.mark.parametrize("test_name", ["test", "validation", "valid", "val"])
+def test_folders_called_train_and_test_are_the_splits(tmp_path, picture, levels, test_name):
+    for part, numbers in (("train", (1, 2, 3)), (test_name, (8, 9)), ("spare", (7,))):
+        (tmp_path / part).mkdir()
+        for number in numbers:
+            (tmp_path / part / f"{number}.png").write_bytes(picture(number))
+    assert levels(load(tmp_path).batch(torch.arange(3))) == [1, 2, 3]
+    assert levels(load(tmp_path, "test").batch(torch.arange(2))) == [8, 9]
+
+
+def test_a_test_folder_comes_before_a_validation_folder(tmp_path, picture):
+    for part in ("train", "test", "validation"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "1.png").write_bytes(picture(1))
+    assert names(load(tmp_path, "test")) == [str(tmp_path / "test" / "1.png")]
+
+
+def test_a_folder_called_train_alone_divides_nothing(tmp_path, picture):
+    """It may be a class: trains beside cars."""
+    for part in ("train", "car"):
+        (tmp_path / part).mkdir()
+        for number in range(20):
+            (tmp_path / part / f"{number}.png").write_bytes(picture(number))
+    assert len(load(tmp_path)) + len(load(tmp_path, "test")) == 40
+
+
+def test_split_folders_may_be_links(tmp_path, photos, picture):
+    folder = tmp_path / "linked"
+    folder.mkdir()
+    for part in ("train", "test"):
+        (folder / part).symlink_to(photos / "class0")
+    assert len(load(folder)) == len(load(folder, "test")) == 20
+
+
+def test_hidden_files_and_dead_links_are_no_images(photos):
+    before = names(load(photos))
+    (photos / "._00.png").write_bytes(b"what a Mac leaves beside every file")
+    (photos / ".thumbnails").mkdir()
+    (photos / ".thumbnails" / "00.png").write_bytes(b"")
+    (photos / "dead.png").symlink_to(photos / "nowhere.png")
+    assert names(load(photos)) == before
+
+
+def test_too_few_images_for_a_split(tmp_path, picture):
+    (tmp_path / "only.png").write_bytes(picture(1))
+    found = {}
+    for split in ("train", "test"):
+        try:
+            found[split] = len(load(tmp_path, split))
+        except BadInputError as error:
+            found[split] = error.message
+            assert "`train` and `test`" in error.hint
+    assert sorted(map(str, found.values()))[0] == "1"
+    assert any("no image of the folder falls to the split" in str(value) for value in found.values())
+
+
+def test_samples_that_are_no_images(photos):
+    with pytest.raises(BadInputError, match="4 channels"):
+        load(photos, shape=(4, 8, 8))
+
+
+def test_a_folder_without_images(tmp_path):
+    with pytest.raises(BadInputError, match="no images") as caught:
+        load(tmp_path)
+    assert ".tar" in caught.value.hint and ".parquet" in caught.value.hint
+
+
+def test_tables_of_what_is_known_about_images_are_not_data(photos, picture):
+    """img2dataset and image folders of the Hugging Face hub have them beside the images."""
+    (photos / "00000.parquet").write_bytes(b"urls and captions")
+    assert len(load(photos)) + len(load(photos, "test")) == 40

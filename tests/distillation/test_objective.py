@@ -1,0 +1,199 @@
+"""The objective of a distillation: what is compared with what, in which space, with which weight."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from torch.nn.functional import mse_loss
+
+from edgediff import data, model_folder
+from edgediff.diffusion.weighting import timestep_weights
+from edgediff.distillation.normalisation import TimestepNormalisation
+from edgediff.distillation.objective import Distillation
+from edgediff.distillation.targets import LiveTeacher, TaughtBatches, uses_features
+from edgediff.errors import BadInputError
+from edgediff.families.unet2d import UNet2D
+from edgediff.pruning import target_widths
+from edgediff.recipe import KD_LOSSES, DataConfig, DistillConfig, PruneConfig
+from edgediff.training.batches import Noising
+
+
+@pytest.fixture(scope="module")
+def teacher(small_teacher):
+    return model_folder.load(small_teacher)
+
+
+@pytest.fixture(scope="module")
+def student_of(teacher):
+    """A function → a fresh pruned student, of the given prediction type."""
+
+    def make(prediction_type="epsilon"):
+        config = teacher.family.student_config(
+            teacher.model.config, target_widths(teacher.family, teacher.model.config, PruneConfig(ratio=0.5))
+        )
+        torch.manual_seed(1)
+        scheduler = DDPMScheduler.from_config(teacher.scheduler.config, prediction_type=prediction_type)
+        return replace(teacher, model=teacher.family.build(config), scheduler=scheduler)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def batch_of(teacher):
+    """A function config → its batch of 6 samples."""
+    images = data.load(DataConfig(name="fashion-mnist-20k"), "train", shape=(1, 28, 28))
+
+    def make(config, step=0):
+        noising = Noising(images, teacher.scheduler, seed=0, device=torch.device("cpu"))
+        live = LiveTeacher([teacher], features=uses_features(config)) if config.kd else None
+        return TaughtBatches(noising, live)(step, torch.arange(6))
+
+    return make
+
+
+@pytest.mark.parametrize("name", KD_LOSSES)
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_every_loss_trains_every_kind_of_student(name, prediction_type, teacher, student_of, batch_of):
+    config = DistillConfig(kd=name, diffusion_weight=0)
+    objective = Distillation(student_of(prediction_type), teacher, config)
+    loss, quantities = objective(batch_of(config))
+    loss.backward()
+    assert loss.item() == pytest.approx(quantities[name].item(), rel=1e-5) and loss.item() > 0
+    gradients = [p.grad for p in objective.student.parameters() if p.grad is not None]
+    assert gradients and all(gradient.isfinite().all() for gradient in gradients)
+    assert sum(float(gradient.abs().sum()) for gradient in gradients) > 0
+
+
+def test_terms_add_up_with_their_weights(teacher, student_of, batch_of):
+    config = DistillConfig(kd="output=0.5,feature=2,place", diffusion_weight=3)
+    student = student_of()
+    loss, values = Distillation(student, teacher, config)(batch_of(config))
+    assert loss.item() == pytest.approx(
+        sum(values[name].item() for name in ("diffusion", "output", "feature", "place"))
+    )
+    batch = batch_of(config)
+    with torch.no_grad():
+        prediction = student.model(batch.sample, batch.timestep).sample
+    assert values["diffusion"].item() == pytest.approx(3 * mse_loss(prediction, batch.noise).item(), rel=1e-4)
+    assert values["output"].item() == pytest.approx(
+        0.5 * mse_loss(prediction, batch.targets.prediction).item(), rel=1e-4
+    )
+
+
+def test_the_teacher_itself_is_a_perfect_student(teacher, batch_of):
+    """The same weights: no distillation error, slope 1, intercept 0, full fine weight."""
+    config = DistillConfig(kd="place")
+    _, values = Distillation(teacher, teacher, config)(batch_of(config))
+    assert values["place"] == pytest.approx(0, abs=1e-3)
+    assert values["slope"] == pytest.approx(1, abs=1e-3)
+    assert values["intercept"] == pytest.approx(0, abs=1e-3)
+    assert values["fine_weight"] == pytest.approx(1, abs=1e-2)
+
+
+@pytest.mark.parametrize(("own", "space"), [("epsilon", "v_prediction"), ("v_prediction", "sample")])
+def test_predictions_are_compared_in_the_asked_space(own, space, teacher, student_of, batch_of):
+    """A squared error in another space is the one in the own space times the ratio of their factors."""
+    student = student_of(own)
+    plain, moved = (
+        DistillConfig(kd="output", diffusion_weight=0, kd_space=kd_space, x0_threshold="none")
+        for kd_space in (own, space)
+    )
+    batch = batch_of(plain)
+    of_own, of_space = (timestep_weights("min_snr", teacher.scheduler, batch.timestep, kind) for kind in (own, space))
+    factor = of_space / of_own  # a weight is the inverse of its space's scale
+    one = Distillation(student, teacher, plain)
+    losses = {}
+    for config in (plain, moved):
+        objective = Distillation(student, teacher, config)
+        rows = []
+        for row in range(6):
+            fields = {k: v[row : row + 1] if isinstance(v, torch.Tensor) else v for k, v in vars(batch).items()}
+            fields["targets"] = replace(batch.targets, prediction=batch.targets.prediction[row : row + 1])
+            rows.append(objective(type(batch)(**fields))[0].item())
+        losses[config.kd_space] = torch.tensor(rows)
+    assert one.space == own
+    torch.testing.assert_close(losses[own], losses[space] * factor, rtol=5e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("kd", ["place", "lift"])
+@pytest.mark.parametrize(
+    ("fine_weight", "expected"),
+    [("adaptive", None), ("fixed", 1.0), ("linear", 0.25), ("cosine", 0.1464), ("learnable", 1.0)],
+)
+def test_the_fine_weight_follows_its_rule(kd, fine_weight, expected, teacher, student_of, batch_of):
+    """A quarter of the way: (1 - cos(pi / 4)) / 2 = 0.1464; a learnable one starts at 1 and has a gradient."""
+    config = DistillConfig(kd=kd, diffusion_weight=0, place={"fine_weight": fine_weight}, training={"steps": 100})
+    objective = Distillation(student_of(), teacher, config)
+    loss, values = objective(batch_of(config, step=25))
+    if expected is None:
+        assert 0 <= values["fine_weight"] <= 1
+    else:
+        assert values["fine_weight"] == pytest.approx(expected, abs=1e-4)
+    assert loss.item() == pytest.approx((values["coarse"] + values["fine_weight"] * values["fine"]).item(), rel=1e-4)
+    loss.backward()
+    if fine_weight == "learnable":
+        assert all(parameter.grad is not None for parameter in objective.fine_weight.parameters())
+
+
+def test_min_snr_weighs_every_sample(teacher, student_of, batch_of):
+    config = DistillConfig(kd="none", timestep_weighting="min_snr")
+    student = student_of()
+    batch = batch_of(config)
+    loss, _ = Distillation(student, teacher, config)(batch)
+    with torch.no_grad():
+        error = (student.model(batch.sample, batch.timestep).sample - batch.noise).square().flatten(1).mean(1)
+    weights = timestep_weights("min_snr", student.scheduler, batch.timestep, "epsilon")
+    assert loss.item() == pytest.approx((weights * error).mean().item(), rel=1e-4)
+
+
+def test_normalised_losses_have_mean_one():
+    normalisation = TimestepNormalisation(1000)
+    timestep = torch.arange(1000)
+    hard = 1 + timestep / 10.0
+    first = normalisation(hard, timestep)
+    assert first.view(20, 50).mean(1).tolist() == pytest.approx([1.0] * 20, rel=1e-4)
+    for _ in range(3):
+        again = normalisation(2 * hard, timestep)
+    assert 1.9 < float(again.mean()) < 2  # the running mean follows slowly
+    normalisation.eval()
+    before = normalisation.mean.clone()
+    normalisation(5 * hard, timestep)
+    assert torch.equal(before, normalisation.mean)
+
+
+def test_gradient_norms_are_those_of_each_term(teacher, student_of, batch_of):
+    config = DistillConfig(kd="output", gradient_norms_every=2)
+    objective = Distillation(student_of(), teacher, config).train()
+    _, values = objective(batch_of(config, step=2))
+    assert "grad_norm.diffusion" not in objective(batch_of(config, step=1))[1]
+    for name, only in (("diffusion", {"kd": "none"}), ("output", {"diffusion_weight": 0})):
+        alone = Distillation(student_of(), teacher, DistillConfig(**{"kd": "output", **only}))
+        loss, _ = alone(batch_of(config, step=2))
+        loss.backward()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in alone.student.parameters() if p.grad is not None])
+        assert values[f"grad_norm.{name}"].item() == pytest.approx(norm.item(), rel=1e-3)
+
+
+def test_a_family_without_feature_points_refuses_feature_losses(teacher, student_of):
+    class Plain(UNet2D):
+        name = "plain"
+
+        def feature_points(self, model):
+            return super(UNet2D, self).feature_points(model)
+
+    pointless = replace(student_of(), family=Plain())
+    with pytest.raises(BadInputError, match="plain gives no feature points"):
+        Distillation(pointless, replace(teacher, family=Plain()), DistillConfig(kd="feature"))
+
+
+def test_pruned_and_teacher_features_have_the_same_sizes(teacher, student_of):
+    sizes = []
+    for loaded in (teacher, student_of()):
+        inputs = loaded.family.example_inputs(loaded.model.config)
+        with torch.no_grad():
+            prediction, maps = loaded.family.prediction_and_features(loaded.model, **inputs)
+        assert torch.equal(prediction, loaded.model(**inputs).sample)
+        assert tuple(map_.shape[1] for map_ in maps) == loaded.family.feature_widths(loaded.model.config)
+        sizes.append([tuple(map_.shape[2:]) for map_ in maps])
+    assert sizes[0] == sizes[1] and len(sizes[0]) == 5

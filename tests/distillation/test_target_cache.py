@@ -1,0 +1,178 @@
+"""Teacher targets on disk: exact, bounded, refused when they are another teacher's, and never in the way."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+from edgediff import data, model_folder
+from edgediff.distillation.cache import TargetCache
+from edgediff.distillation.targets import LiveTeacher, TaughtBatches
+from edgediff.errors import BadInputError
+from edgediff.recipe import DataConfig
+from edgediff.training.batches import Noising
+
+COUNT, BATCH = 24, 8
+IDENTITY = {"teacher": "t", "scheduler": "s"}
+
+
+class CountingTeacher(LiveTeacher):
+    """A live teacher that remembers how many samples it was asked for."""
+
+    asked = 0
+
+    def __call__(self, entries, batch):
+        self.asked += len(entries)
+        return super().__call__(entries, batch)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return data.load(DataConfig(name="fashion-mnist-20k"), "train", shape=(1, 28, 28))
+
+
+@pytest.fixture(scope="module")
+def loaded(small_teacher):
+    return model_folder.load(small_teacher)
+
+
+@pytest.fixture
+def opened(loaded, images, tmp_path):
+    """A function → (batches over a cache in `folder`, the teacher behind it)."""
+
+    def open_cache(folder=tmp_path / "targets", features=False, said=None, **changes):
+        live = CountingTeacher([loaded], features=features)
+        tell = (lambda text: None) if said is None else said.append
+        settings = {"targets": COUNT, "seed": 3, "identity": IDENTITY, "tell": tell, **changes}
+        cache = TargetCache(live, folder, **settings)
+        noising = Noising(images, DDPMScheduler(), seed=0, device=torch.device("cpu"))
+        return TaughtBatches(noising, cache), live
+
+    return open_cache
+
+
+def steps(batches, count):
+    return [batches(step, torch.arange(step * BATCH, (step + 1) * BATCH)) for step in range(count)]
+
+
+def same(one, other):
+    return torch.equal(one.sample, other.sample) and torch.equal(one.targets.prediction, other.targets.prediction)
+
+
+def test_every_target_is_computed_once(opened):
+    batches, teacher = opened()
+    steps(batches, 3)
+    assert teacher.asked == COUNT
+    steps(batches, 12)
+    assert teacher.asked == COUNT
+    told = batches.teaching.report()
+    assert (told["computed"], told["read"]) == (COUNT, 12 * BATCH)
+    assert told["teacher_seconds_saved"] == pytest.approx(told["teacher_seconds"] * 12 * BATCH / COUNT)
+
+
+def test_targets_are_the_teachers_in_half_precision(opened, loaded):
+    batches, _ = opened()
+    for batch in (*steps(batches, 3), *steps(batches, 5)):
+        with torch.no_grad():
+            expected = loaded.model(batch.sample, batch.timestep).sample
+        # Half precision keeps 11 bits; predictions of this teacher are below 4.
+        torch.testing.assert_close(batch.targets.prediction, expected, atol=2e-3, rtol=1e-3)
+
+
+def test_a_training_does_not_depend_on_how_warm_its_cache_is(opened, tmp_path):
+    """Cold, warm, and half warm with damaged entries: the same batches to the last bit."""
+    cold = steps(opened()[0], 9)
+    warm_batches, teacher = opened()
+    warm = steps(warm_batches, 9)
+    assert teacher.asked == 0
+    assert all(same(*pair) for pair in zip(cold, warm, strict=True))
+
+    (shard,) = (tmp_path / "targets").glob("shard-*.safetensors")
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 255  # in the last entry's prediction
+    shard.write_bytes(content)
+    mended_batches, teacher = opened()
+    mended = steps(mended_batches, 9)
+    assert teacher.asked == 1
+    # One sample alone runs through other kernels than in its batch: the last bit of a half may differ.
+    torch.testing.assert_close(mended[2].targets.prediction, cold[2].targets.prediction, atol=2e-3, rtol=1e-3)
+
+
+def test_features_are_kept_too(opened, loaded):
+    batches, _ = opened(features=True)
+    steps(batches, 3)
+    batch = batches(0, torch.arange(BATCH))
+    with torch.no_grad():
+        _, expected = loaded.family.prediction_and_features(loaded.model, batch.sample, batch.timestep)
+    assert [tuple(map_.shape) for map_ in batch.targets.features] == [tuple(map_.shape) for map_ in expected]
+    for found, wanted in zip(batch.targets.features, expected, strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-2, rtol=1e-3)
+
+
+def test_a_cache_with_features_serves_predictions_but_not_the_other_way_round(opened, tmp_path):
+    with_features = steps(opened(features=True)[0], 3)
+    batches, teacher = opened()
+    assert all(same(*pair) for pair in zip(with_features, steps(batches, 3), strict=True))
+    assert teacher.asked == 0 and batches(0, torch.arange(2)).targets.features == ()
+    opened(folder=tmp_path / "predictions")
+    with pytest.raises(BadInputError, match="another features: "):
+        opened(folder=tmp_path / "predictions", features=True)
+
+
+def test_the_first_epoch_goes_in_order_and_later_ones_in_fresh_orders_of_pairs(opened):
+    batches, _ = opened()
+    entries = batches.teaching.entries(torch.arange(4 * COUNT)).view(4, COUNT)
+    assert entries[0].tolist() == list(range(COUNT))
+    for epoch in entries[1:]:
+        assert sorted(epoch.tolist()) == list(range(COUNT))
+        assert epoch.tolist() != list(range(COUNT))
+        assert torch.equal(epoch[1::2], epoch[0::2] + 1)  # antithetic pairs stay together
+    assert entries[1].tolist() != entries[2].tolist()
+
+
+def test_another_teachers_cache_is_refused_by_name(opened):
+    opened()
+    with pytest.raises(BadInputError, match="another scheduler: "):
+        opened(identity={**IDENTITY, "scheduler": "other"})
+    with pytest.raises(BadInputError, match="another scheduler, teacher: "):
+        opened(identity={"teacher": "x", "scheduler": "y"})
+
+
+def test_a_cache_grows_and_serves_fewer(opened):
+    steps(opened()[0], 3)
+    batches, teacher = opened(targets=2 * COUNT)
+    steps(batches, 6)
+    assert teacher.asked == COUNT
+    batches, teacher = opened(targets=COUNT // 2)
+    steps(batches, 6)
+    assert teacher.asked == 0
+
+
+def test_shards_are_plain_safetensors(opened, tmp_path):
+    from safetensors.numpy import load_file
+
+    batches, _ = opened()
+    kept = steps(batches, 3)
+    (shard,) = (tmp_path / "targets").glob("shard-*.safetensors")
+    tensors = load_file(shard)
+    assert tensors["map000"].dtype == np.float16 and tensors["map000"].shape == (COUNT, 1, 28, 28)
+    assert np.array_equal(tensors["map000"][:BATCH], kept[0].targets.prediction.numpy().astype(np.float16))
+    assert json.loads((tmp_path / "targets" / "manifest.json").read_text())["teacher"] == "t"
+
+
+def test_a_full_disk_leaves_training_uncached_and_says_so(opened, tiny_disk, monkeypatch):
+    monkeypatch.setattr("edgediff.distillation.cache.SHARD_BYTES", 12 * 28 * 28 * 2)  # 19 KB, so that some fit
+    free = shutil.disk_usage(tiny_disk).free
+    targets = 2 * free // (28 * 28 * 2)
+    said = []
+    batches, teacher = opened(folder=tiny_disk / "targets", targets=targets, said=said)
+    count = targets // BATCH
+    first = steps(batches, count)
+    assert teacher.asked == count * BATCH
+    assert len(said) == 1 and "no space left" in said[0]
+    again = [batches(step, torch.arange(step * BATCH, (step + 1) * BATCH)) for step in range(count)]
+    assert all(same(*pair) for pair in zip(first, again, strict=True))
+    assert count * BATCH < teacher.asked < 2 * count * BATCH  # what fitted was read

@@ -1,0 +1,85 @@
+"""Drawing and scoring under one profile: which images count as noise, and what the reference has to say in it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler, UNet2DModel
+
+from edgediff import data
+from edgediff.data.images import ImageArray
+from edgediff.diffusion.parameterisation import coefficients
+from edgediff.families.unet2d import UNet2D
+from edgediff.metrics.divergence import noise_level, noise_limit
+from edgediff.metrics.features import efficientnet_lite0
+from edgediff.model_folder import Loaded
+from edgediff.quality import draw, floor_row, model_row, profile, real_images
+
+RAMP = torch.linspace(-1, 1, 28).expand(1, 28, 28)
+
+
+class Draws:
+    """A denoiser whose sampling ends, of every four images, in NaN, in noise, and twice in a ramp."""
+
+    backend, device, precision = "known", "cpu", "fp32"
+
+    def __init__(self, scheduler):
+        self.scheduler = scheduler
+
+    def __call__(self, sample, timestep):
+        a, s = coefficients(self.scheduler, timestep, sample)
+        epsilon = (sample - a * RAMP) / s
+        epsilon[0::4], epsilon[1::4] = float("nan"), 0.0
+        return epsilon
+
+
+@pytest.fixture(scope="module")
+def config(small_recipe):
+    return small_recipe(evaluate={"clip_sample": False}).evaluate
+
+
+@pytest.fixture(scope="module")
+def extractor():
+    return efficientnet_lite0()
+
+
+@pytest.fixture(scope="module")
+def photographs(photos, small_recipe):
+    settings = small_recipe(data={"name": str(photos)}).data
+    return [data.load(settings, split, shape=(1, 28, 28)) for split in ("test", "train")]
+
+
+@pytest.fixture(scope="module")
+def drawn(small_teacher, config, quiet):
+    model = UNet2DModel.from_config(UNet2DModel.load_config(Path(small_teacher) / "unet"))
+    loaded = Loaded(model, DDPMScheduler(), UNet2D(), "")
+    return draw(Draws(loaded.scheduler), loaded, config, quiet, "student")
+
+
+def test_images_that_are_not_finite_are_known_and_still_saved(drawn, config):
+    assert drawn.pixels.shape == (config.num_images, 1, 28, 28) and drawn.pixels.dtype == np.uint8
+    assert drawn.finite.tolist() == [False, True, True, True] * 2
+    ramp = ((RAMP + 1) * 127.5).round().numpy()
+    # DDIM ends at the first timestep of its schedule, where x0 carries a hundredth of the noise.
+    assert np.abs(drawn.pixels[2].astype(float) - ramp).max() < 8
+
+
+def test_noise_and_images_that_are_not_finite_are_the_noise_share(drawn, photographs, extractor, config, quiet):
+    real = real_images(*photographs, extractor, config.num_images, quiet)
+    reference = photographs[0].batch(torch.arange(40))
+    assert profile(real, extractor, config).noise_limit == noise_limit(noise_level(reference)) >= 0.5
+    assert floor_row(real).noise_share == 0
+    row = model_row("student", drawn, real, extractor)
+    assert row.noise_share == 0.5
+    assert (
+        row.diverged_share > 0.25
+    )  # all pixels that are not finite, and most of the noise, which is 157 times as strong
+
+
+def test_a_reference_of_noise_leaves_the_share_undefined(drawn, extractor, config, quiet):
+    static = np.random.default_rng(0).integers(0, 256, (20, 1, 28, 28), dtype=np.uint8)
+    noise = ImageArray("static", static, np.zeros(20, np.uint8), "0")
+    real = real_images(noise, noise, extractor, config.num_images, quiet)
+    assert profile(real, extractor, config).noise_limit is None
+    assert floor_row(real).noise_share is None and model_row("student", drawn, real, extractor).noise_share is None

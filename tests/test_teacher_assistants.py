@@ -1,0 +1,132 @@
+"""Teachers in stages: chains of assistants, several teachers in turns, and what they refuse."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+from edgediff import model_folder, pipeline, roles
+from edgediff.artifacts import read_json
+from edgediff.distill import distill
+from edgediff.distillation.targets import LiveTeacher
+from edgediff.errors import BadInputError
+from edgediff.prune import prune
+from edgediff.run import Run
+from edgediff.training.batches import NoisedBatch
+
+SHORT = {"training": {"steps": 3, "batch_size": 2, "warmup_steps": 1, "checkpoint_every": 2}}
+CHAIN = {"assistants": [{"ratio": 0.25}, {"ratio": 0.5, "steps": 2}], **SHORT}
+
+
+@pytest.fixture(scope="module")
+def other_teacher(tmp_path_factory, small_teacher):
+    """A teacher of the same architecture and other weights."""
+    torch.manual_seed(7)
+    folder = tmp_path_factory.mktemp("teachers") / "other"
+    model_folder.save(folder, UNet2DModel.from_config(model_folder.load(small_teacher).model.config), DDPMScheduler())
+    return folder
+
+
+def params(folder):
+    return sum(p.numel() for p in DDPMPipeline.from_pretrained(folder).unet.parameters())
+
+
+def test_each_assistant_teaches_the_next(small_recipe, quiet, tmp_path):
+    run, recipe = Run(tmp_path / "run"), small_recipe(prune={"ratio": 0.75}, distill=CHAIN)
+    prune(run, recipe, quiet)
+    pipeline.teach(run, recipe, quiet)
+    folders = [roles.folder(run, recipe, "teacher"), run.assistant(0).student, run.assistant(1).student, run.student]
+    sizes = [params(folder) for folder in folders]
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 4
+    for before, after in pairwise(folders):
+        assert read_json(after / "manifest.json")["inputs"]["teacher"] == model_folder.fingerprint(before)
+    steps = [read_json(folder / "manifest.json")["training"]["steps"] for folder in folders[1:]]
+    assert steps == [3, 2, 3]
+
+
+def test_a_finished_chain_is_not_made_again(small_recipe, quiet, tmp_path):
+    run, recipe = Run(tmp_path / "run"), small_recipe(prune={"ratio": 0.75}, distill=CHAIN)
+    prune(run, recipe, quiet)
+    pipeline.teach(run, recipe, quiet)
+    manifests = sorted(run.path.rglob("manifest.json"))
+    times = [manifest.stat().st_mtime_ns for manifest in manifests]
+    pipeline.teach(run, recipe, quiet)
+    assert [manifest.stat().st_mtime_ns for manifest in manifests] == times
+
+
+def test_dense_guidance_is_by_everyone_before(small_recipe, tmp_path):
+    run, recipe = Run(tmp_path / "run"), small_recipe(distill={**CHAIN, "guidance": "dense"})
+    teacher = roles.folder(run, recipe, "teacher")
+    first, second = (run.assistant(place).student for place in (0, 1))
+    assert roles.teaching(run, recipe) == [teacher, first, second]
+    chain = roles.assistants(run, recipe)
+    assert [roles.teaching(*stage) for stage in chain] == [[teacher], [teacher, first]]
+    assert [stage.prune.ratio for _, stage in chain] == [0.25, 0.5]
+    last_only = small_recipe(prune={"ratio": 0.75}, distill=CHAIN)
+    assert roles.teaching(run, last_only) == [second]
+    assert [roles.teaching(*stage) for stage in roles.assistants(run, last_only)] == [[teacher], [first]]
+
+
+def test_several_teachers_speak_in_turns(small_teacher, other_teacher):
+    """Every entry has one of them, the same at every visit, each about as often."""
+    teachers = [model_folder.load(folder) for folder in (small_teacher, other_teacher)]
+    count = 64
+    sample = torch.randn(count, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    timestep = torch.arange(count) * 15
+    batch = NoisedBatch(0, sample, timestep, sample, sample)
+    together = LiveTeacher(teachers, features=False)(torch.arange(count), batch).prediction
+    with torch.no_grad():
+        alone = [teacher.model(sample, timestep).sample for teacher in teachers]
+    # Other batch sizes add up in another order: float32 rounding.
+    by = torch.stack([(together - said).flatten(1).abs().max(1).values < 1e-4 for said in alone])
+    assert torch.equal(by.sum(0), torch.ones(count, dtype=torch.long))
+    assert 16 < int(by[0].sum()) < 48  # 32 +- 4; 4 sigma
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(1))
+    shuffled = NoisedBatch(0, sample[order], timestep[order], sample, sample)
+    again = LiveTeacher(teachers, features=False)(order, shuffled).prediction
+    torch.testing.assert_close(again, together[order], atol=1e-4, rtol=0)
+
+
+def test_teachers_of_another_prediction_type_are_converted(small_teacher, tmp_path):
+    """The same v, once as a v model and once through it as eps: the first teacher's type is what comes out."""
+    loaded = model_folder.load(small_teacher)
+    model_folder.save(tmp_path / "v", loaded.model, DDPMScheduler(prediction_type="v_prediction"))
+    v = model_folder.load(tmp_path / "v")
+    sample, timestep = torch.randn(8, 1, 28, 28), torch.full((8,), 500)
+    batch = NoisedBatch(0, sample, timestep, sample, sample)
+    said = LiveTeacher([loaded, v], features=False)(torch.arange(8), batch).prediction
+    with torch.no_grad():
+        raw = loaded.model(sample, timestep).sample
+    alpha_bar = loaded.scheduler.alphas_cumprod[500]
+    as_eps = alpha_bar.sqrt() * raw + (1 - alpha_bar).sqrt() * sample
+    for row in range(8):
+        distances = [(said[row] - expected[row]).abs().max() for expected in (raw, as_eps)]
+        assert min(distances) < 1e-4 < max(distances)
+
+
+def test_checkpoints_of_a_teacher_teach(small_recipe, small_teacher, other_teacher, quiet, tmp_path):
+    run = Run(tmp_path / "run")
+    recipe = small_recipe(distill={"teachers": [str(small_teacher), str(other_teacher)], **SHORT})
+    prune(run, recipe, quiet)
+    distill(run, recipe, quiet)
+    found = read_json(run.student / "manifest.json")["inputs"]["teacher"]
+    assert found == "+".join(model_folder.fingerprint(folder) for folder in (small_teacher, other_teacher))
+
+
+def test_an_assistant_out_of_reach_is_refused_before_any_work(small_recipe, quiet, tmp_path):
+    run, recipe = Run(tmp_path / "run"), small_recipe(distill={"assistants": [{"ratio": 0.995}], **SHORT})
+    with pytest.raises(BadInputError, match="ratio"):
+        pipeline.compress(run, recipe, quiet)
+    assert not run.pruned.exists()
+
+
+def test_teachers_of_other_widths_have_no_common_features(small_recipe, quiet, tmp_path):
+    run = Run(tmp_path / "run")
+    recipe = small_recipe(
+        distill={"assistants": [{"ratio": 0.25}], "guidance": "dense", "kd": "output,feature", **SHORT}
+    )
+    prune(run, recipe, quiet)
+    with pytest.raises(BadInputError, match="equal widths") as caught:
+        pipeline.teach(run, recipe, quiet)
+    assert "guidance: last" in caught.value.hint
