@@ -56,7 +56,7 @@ class TrainingConfig(Config):
     """Steps, optimiser (AdamW), schedules and seed of one training, shared by teachers and students."""
 
     steps: int = Field(2000, gt=0)
-    # Of one forward, which is what memory bounds. An update sees batch_size x gradient_accumulation x processes samples:
+    # Of one forward, which is what memory bounds. An update sees batch_size x gradient_accumulation x processes:
     # on more processes, divide one of the two by their number to train as before, or raise the learning rate.
     batch_size: int = Field(64, gt=0)
     gradient_accumulation: int = Field(1, gt=0)  # forwards of one process for one update

@@ -93,7 +93,8 @@ def _require_one_model(run: Run, recipe: Recipe, weights: Mapping[str, str]) -> 
 
 
 def _weights(run: Run) -> dict[str, str]:
-    weights = {"teacher": read_object(run.student / MANIFEST)["inputs"]["teacher"]}
+    """Return what every role is now; the teacher is the one that was pruned, whoever else taught the student."""
+    weights = {"teacher": read_object(run.pruned / MANIFEST)["inputs"]["teacher"]}
     return weights | {role: model_folder.fingerprint(folder) for role, folder in _students(run).items()}
 
 

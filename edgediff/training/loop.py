@@ -45,7 +45,7 @@ LOG_NAME = "train.jsonl"
 class Batches(Protocol):
     """What is learned from: a pure function of the positions, which count samples since the start of the training."""
 
-    def __call__(self, step: int, positions: Tensor) -> Any:
+    def __call__(self, step: int, positions: Tensor, /) -> Any:
         """Return the batch of training step `step` (from 0) at the positions (B,), in the form the model takes."""
 
 
@@ -143,7 +143,7 @@ def train(
             if update.scaler.is_enabled():
                 facts["grad_scaler"] = update.scaler.state_dict()
             checkpoint.save(path, model=trained, ema=ema, optimizer=optimizer, facts=facts)
-            accelerator.wait_for_everyone()
+            processes.wait_for_everyone()
 
         clock = time.perf_counter()
         for step in range(start, config.steps):

@@ -7,22 +7,25 @@ line can ask `is_main` first.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from edgediff.errors import BadInputError, StageFailedError
+from edgediff.errors import BadInputError, EdgeDiffError, InterruptedStageError, StageFailedError
 
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator, PartialState
 
-# How long a process waits for one that does not answer. One that died is noticed at once where the network says so,
-# and its launcher ends the others; this is for the rest: a machine gone, a process that hangs. Waits that are in
-# order, for a compilation or for the main process to write a state, are shorter.
+# How long a process waits in the middle of a step for one that does not answer. One that died is noticed at once where
+# the network says so, and its launcher ends the others; this is for the rest: a machine gone, a process that hangs.
 PATIENCE = timedelta(minutes=10)
+# How long it waits for the main process to do something alone: prune, index images, write files.
+LONG_PATIENCE = timedelta(days=1)
+GRACE = 5.0  # seconds; launchers look after their processes ten times a second
 
 
 def is_main() -> bool:
@@ -57,21 +60,50 @@ def device() -> torch.device:
 
 def wait_for_everyone() -> None:
     """Return when all processes of the group have come here."""
-    with naming_lost_process():
-        group().wait_for_everyone()
+    if group().num_processes > 1:
+        import torch
+
+        with naming_lost_process():
+            torch.distributed.barrier(_waiting_room())
+
+
+@cache
+def _waiting_room() -> torch.distributed.ProcessGroup:
+    """Return the group of all processes in which they wait for the main one, on CPUs so that no GPU spins."""
+    import torch
+
+    return torch.distributed.new_group(backend="gloo", timeout=LONG_PATIENCE)
 
 
 @contextmanager
 def main_first() -> Iterator[None]:
     """Have the main process run the block before the others, which then find its work done."""
-    with naming_lost_process(), group().main_process_first():
-        yield
+    if not is_main():
+        wait_for_everyone()
+    yield
+    if is_main():
+        wait_for_everyone()
+
+
+def tells(error: EdgeDiffError) -> bool:
+    """Return whether this process has to word an error that ends it, so that what all of them met is worded once.
+
+    The main one always has to. The others leave interruptions to it, and hold back anything else for as long as their
+    launcher may need to end them after the main one: what they still live to tell, they met alone.
+    """
+    if is_main():
+        return True
+    if isinstance(error, InterruptedStageError):
+        return False
+    time.sleep(GRACE)
+    return True
 
 
 def leave() -> None:
     """Leave the group at the good end of a command; after a failure it is the launcher who ends what is left."""
     if group.cache_info().currsize:
         group().destroy_process_group()
+        _waiting_room.cache_clear()
         group.cache_clear()
 
 
