@@ -216,17 +216,21 @@ class Bench:
         if not file.exists():
             found = draw(PyTorchDenoiser(model.model, model.family), model, config, self.output, file.stem)
             with atomic_file(file) as temporary:
-                tensors = {"pixels": torch.from_numpy(found.pixels), "diverged": torch.tensor(found.diverged_share)}
+                tensors = {
+                    "pixels": torch.from_numpy(found.pixels),
+                    "diverged": torch.tensor(found.diverged_share),
+                    "finite": torch.from_numpy(found.finite),
+                }
                 save_file(tensors, temporary)
         tensors = load_file(file)
-        return Drawn(tensors["pixels"].numpy(), "pytorch", float(tensors["diverged"]))
+        return Drawn(tensors["pixels"].numpy(), "pytorch", float(tensors["diverged"]), tensors["finite"].numpy())
 
     def of_teacher(self, name: str, config: EvaluateConfig) -> Drawn:
         """Return the teacher's images of the same seeds: a seed is an image, so fewer are the first of many."""
         whole = config.model_copy(update={"num_images": IMAGES})
         file = self.work / "teacher" / f"{Path(name).name}-{_sampler(whole)}.safetensors"
         found = self.drawn(self.teacher(name), whole, file)
-        return replace(found, pixels=found.pixels[: config.num_images])
+        return replace(found, pixels=found.pixels[: config.num_images], finite=found.finite[: config.num_images])
 
     def score(self, model: Loaded, name: str, config: EvaluateConfig, folder: Path, tag: str = "") -> dict[str, Any]:
         drawn = self.drawn(model, config, folder / f"samples{tag}-{_sampler(config)}.safetensors")

@@ -50,7 +50,7 @@ def diagnose(run: Run, recipe: Recipe, output: Output) -> Diagnosis:
     }
     inputs: dict[str, str] = {role: model.sha256 for role, model in loaded.items()}
     inputs["reference"] = reference.sha256
-    folder = diagnostics.folder(run)
+    folder = run.diagnosis
     if up_to_date(folder, stage="diagnose", config=config, inputs=inputs):
         diagnosis = Diagnosis.model_validate(read_json(folder / diagnostics.RESULT))
         output.stage("diagnose", "up to date")

@@ -107,6 +107,7 @@ def show(quality: Quality, output: Output) -> None:
             f"{row.recall:.2f}",
             "–" if row.psnr_to_teacher is None else f"{row.psnr_to_teacher:.1f} dB",
             "–" if row.ssim_to_teacher is None else f"{row.ssim_to_teacher:.3f}",
+            "–" if row.noise_share is None else f"{row.noise_share:.0%}",
         ]
         for row in quality.rows
     ]
@@ -115,7 +116,7 @@ def show(quality: Quality, output: Output) -> None:
         f"quality of {settings.num_images} images, {settings.num_inference_steps} steps, by {settings.extractor}; "
         "PSNR and SSIM to the teacher"
     )
-    output.table(title, ["", "FD ↓", "KID ↓", "precision ↑", "recall ↑", "PSNR ↑", "SSIM ↑"], rows)
+    output.table(title, ["", "FD ↓", "KID ↓", "precision ↑", "recall ↑", "PSNR ↑", "SSIM ↑", "noise ↓"], rows)
 
 
 def _exported(run: Run, role: Role) -> bool:

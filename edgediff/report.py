@@ -48,7 +48,7 @@ def report(run: Run, recipe: Recipe, output: Output) -> Report:
     page = context(run, result)
     inputs = _inputs(run, recipe)
     if result.diagnosis is not None:
-        inputs["diagnosis"] = content_hash(diagnostics.folder(run))
+        inputs["diagnosis"] = content_hash(run.diagnosis)
     write_result(run.report, result.model_dump(mode="json"), stage="report", config={}, inputs=inputs)
     write_text(run.path / "report.html", template("report.html.j2").render(page))
     write_text(run.path / "README.md", template("card.md.j2").render(page))
@@ -100,7 +100,7 @@ def _weights(run: Run) -> dict[str, str]:
 
 def _diagnosis(run: Run, weights: Mapping[str, str], output: Output) -> Diagnosis | None:
     """Read the diagnosis, which a report can do without: one of other weights is left out, and that is said."""
-    folder = diagnostics.folder(run)
+    folder = run.diagnosis
     if not (folder / MANIFEST).is_file():
         return None
     diagnosed = read_object(folder / MANIFEST)["inputs"]

@@ -81,6 +81,11 @@ class Run:
         return self.path / "error_map.safetensors"
 
     @property
+    def diagnosis(self) -> Path:
+        """What `diagnose` leaves: diagnosis.json (`results.Diagnosis`), pictures, manifest.json."""
+        return self.path / "diagnosis"
+
+    @property
     def report(self) -> Path:
         """The report for machines (`results.Report`); beside it report.html and README.md."""
         return self.path / "report.json"

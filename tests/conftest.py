@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from PIL import Image
+from small_unet import SMALL_UNET
 
 from edgediff import model_folder
 from edgediff.data import fashion_mnist
@@ -27,17 +28,6 @@ from edgediff.results import (
     Report,
     TrainingSummary,
 )
-
-SMALL_UNET = {
-    "sample_size": 28,
-    "in_channels": 1,
-    "out_channels": 1,
-    "block_out_channels": (16, 32),
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-}
 
 
 @pytest.fixture(scope="session")

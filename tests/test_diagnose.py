@@ -202,7 +202,7 @@ def diagnosed(recipe, tmp_path_factory, quiet):
 
 def test_the_folder_is_whole_and_holds_what_was_returned(diagnosed):
     run, diagnosis = diagnosed
-    folder = diagnostics.folder(run)
+    folder = run.diagnosis
     assert verify(folder)["stage"] == "diagnose"
     assert Diagnosis.model_validate(read_json(folder / diagnostics.RESULT)) == diagnosis
     assert diagnosis.num_images == min(IMAGES, 40) and diagnosis.prediction_type == "epsilon"
@@ -224,7 +224,7 @@ def test_pictures_are_a_column_a_timestep_and_a_row_each_of_noised_both_x0_and_e
     assert len(pictures.timesteps) == SHOWN_TIMESTEPS and len(pictures.rows) == len(ROWS) == 4
     assert 0 < pictures.low < pictures.high
     for file in pictures.files:
-        content = (diagnostics.folder(run) / file).read_bytes()
+        content = (run.diagnosis / file).read_bytes()
         size = Image.open(io.BytesIO(content)).size
         assert size == (28 * SHOWN_TIMESTEPS + figures.GAP * (SHOWN_TIMESTEPS - 1), 28 * 4 + figures.GAP * 3)
 
@@ -232,7 +232,7 @@ def test_pictures_are_a_column_a_timestep_and_a_row_each_of_noised_both_x0_and_e
 def test_a_second_call_changes_nothing_and_another_student_is_diagnosed_again(diagnosed, recipe, tmp_path, quiet):
     run = Run(tmp_path / "again")
     shutil.copytree(diagnosed[0].path, run.path)
-    manifest = diagnostics.folder(run) / "manifest.json"
+    manifest = run.diagnosis / "manifest.json"
     before = manifest.stat().st_mtime_ns
     assert diagnose(run, recipe, quiet) == diagnosed[1]
     assert manifest.stat().st_mtime_ns == before
@@ -251,4 +251,4 @@ def test_a_run_without_a_student_says_what_to_run(recipe, tmp_path, quiet):
     prune(run, recipe, quiet)
     with pytest.raises(BadInputError, match="student model is not there yet") as caught:
         diagnose(run, recipe, quiet)
-    assert "edgediff distill" in caught.value.hint and not diagnostics.folder(run).exists()
+    assert "edgediff distill" in caught.value.hint and not run.diagnosis.exists()

@@ -122,7 +122,7 @@ def quality_rows(a_report):
 
 def diagnosed(run):
     """Leave a diagnosis of two timesteps and one picture, of the weights that the run holds."""
-    folder = diagnostics.folder(run)
+    folder = run.diagnosis
     folder.mkdir()
     spread = {"slope_std": 0.1, "intercept_std": 0.01}
     diagnosis = Diagnosis(

@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 import yaml
-from conftest import SMALL_UNET
 from diffusers import DDPMPipeline
 from safetensors.torch import load_file
+from small_unet import SMALL_UNET
 
 from edgediff import teacher as teacher_module
 from edgediff.artifacts import read_json, sha256

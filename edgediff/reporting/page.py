@@ -11,7 +11,6 @@ from typing import Any
 import yaml
 from safetensors.numpy import load_file
 
-from edgediff import diagnostics
 from edgediff.artifacts import MANIFEST, made, read_object
 from edgediff.output import number
 from edgediff.recipe import KD_LOSSES
@@ -54,7 +53,7 @@ def context(run: Run, report: Report) -> dict[str, Any]:
         "not_run": [row for row in report.latency.rows if row.status == "not run"],
         "curves": _curves(log),
         "error_maps": _error_maps(run.error_map),
-        "diagnosis": _diagnosis(diagnostics.folder(run), report.diagnosis),
+        "diagnosis": _diagnosis(run.diagnosis, report.diagnosis),
         "made": _made(run, report),
         "here": made(),
         "recipe_yaml": yaml.safe_dump(report.recipe, sort_keys=False, allow_unicode=True),
@@ -290,7 +289,7 @@ def _made(run: Run, report: Report) -> list[dict[str, Any]]:
     folders |= {f"onnx/{role}": run.onnx(role) for role in ROLES}
     folders |= {f"engine/{build.backend}": run.engine(build.backend) for build in report.builds}
     if report.diagnosis is not None:
-        folders["diagnosis"] = diagnostics.folder(run)
+        folders["diagnosis"] = run.diagnosis
     described = {name: read_object(folder / MANIFEST) for name, folder in folders.items()}
     described |= {path.name: read_object(path) for path in (run.latency, run.quality)}
     return [

@@ -37,20 +37,38 @@ def is_main() -> bool:
 def group() -> PartialState:
     """Return this process's place in its group, which the first call joins.
 
-    Raises: BadInputError for a launcher's engine that keeps the training's state in a form of its own.
+    Raises: BadInputError when the launcher was told of an engine whose state does not fit one checkpoint file.
     """
-    for engine, name in (("DEEPSPEED", "DeepSpeed"), ("MEGATRON_LM", "Megatron-LM")):
-        if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
-            raise BadInputError(
-                f"{name} cannot train here: its engine keeps a state that does not fit one checkpoint file",
-                "shard the model with FSDP instead: `accelerate launch --use_fsdp --fsdp_version 2`",
-            )
+    _check_engine()
     import torch
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
     return PartialState(cpu=cpu, timeout=PATIENCE)
+
+
+def _check_engine() -> None:
+    """Raise BadInputError for what `accelerate launch` was told to use and a training here cannot."""
+    told = os.environ.get
+    for engine, name in (("DEEPSPEED", "DeepSpeed"), ("MEGATRON_LM", "Megatron-LM")):
+        if told(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
+            raise BadInputError(
+                f"{name} cannot train here: its engine keeps a state that does not fit one checkpoint file",
+                "shard the model with FSDP instead: `accelerate launch --use_fsdp --fsdp_version 2`",
+            )
+    if told("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        return
+    if told("FSDP_VERSION", "1") != "2":
+        raise BadInputError(
+            "FSDP 1 cannot train here: it hides which parameter a number belongs to",
+            "add `--fsdp_version 2` to `accelerate launch`, or `fsdp_version: 2` to its config file",
+        )
+    if told("FSDP_ACTIVATION_CHECKPOINTING", "false").lower() == "true":
+        raise BadInputError(
+            "FSDP's activation checkpointing cannot train here: it renames parameters",
+            "leave it out, and set `gradient_checkpointing=true` in the recipe",
+        )
 
 
 def device() -> torch.device:
@@ -77,7 +95,7 @@ def _waiting_room() -> torch.distributed.ProcessGroup:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """Have the main process run the block before the others, which then find its work done."""
+    """Have the main process run the block before the others, which then find its work done. Not to be nested."""
     if not is_main():
         wait_for_everyone()
     yield
@@ -136,7 +154,6 @@ def accelerator(gradient_accumulation: int) -> Accelerator:
     Where the launcher and the recipe both have a say (precision, accumulation, compilation), the recipe's holds.
     Precision is not Accelerate's business here: it fixes one for the life of a process, and would leave out the
     teacher, which runs outside the prepared model.
-    Raises: BadInputError for FSDP 1, and for FSDP's own activation checkpointing.
     """
     group()
     from accelerate import Accelerator
@@ -149,18 +166,7 @@ def accelerator(gradient_accumulation: int) -> Accelerator:
         dynamo_backend="no",
     )
     if found.distributed_type == DistributedType.FSDP:
-        plugin = found.state.fsdp_plugin
-        if plugin.fsdp_version != 2:
-            raise BadInputError(
-                "FSDP 1 cannot train here: it hides which parameter a number belongs to",
-                "add `--fsdp_version 2` to `accelerate launch`, or `fsdp_version: 2` to its config file",
-            )
-        if plugin.activation_checkpointing:
-            raise BadInputError(
-                "FSDP's activation checkpointing renames parameters",
-                "leave it out, and set `gradient_checkpointing=true` in the recipe",
-            )
-        plugin.cpu_ram_efficient_loading = False  # all processes have loaded the weights, and it fails on buffers
+        found.state.fsdp_plugin.cpu_ram_efficient_loading = False  # it fails on buffers; all have loaded the weights
     return found
 
 

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from small_training import CONFIG, plain_network, run
 
-from edgediff.errors import BadInputError
+from edgediff.errors import BadInputError, InterruptedStageError, StageFailedError
 from edgediff.training import checkpoint, processes
 
 HALF = small_group.HALF
@@ -154,13 +154,26 @@ def test_accelerate_launch_ends_with_an_error_when_a_process_is_killed(tmp_path)
     assert checkpoint.read_facts(state_of(tmp_path))["step"] == 8
 
 
-@pytest.mark.parametrize(("engine", "name"), [("DEEPSPEED", "DeepSpeed"), ("MEGATRON_LM", "Megatron-LM")])
-def test_an_engine_with_a_state_of_its_own_is_refused(engine, name, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("told", "said", "hint"),
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed", "--use_fsdp"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM", "--use_fsdp"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "FSDP 1", "fsdp_version: 2"),
+        (
+            {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_ACTIVATION_CHECKPOINTING": "true"},
+            "activation checkpointing",
+            "gradient_checkpointing=true",
+        ),
+    ],
+)
+def test_what_the_launcher_was_told_and_cannot_be_done(told, said, hint, tmp_path, monkeypatch):
     processes.group.cache_clear()
-    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
-    with pytest.raises(BadInputError, match=name) as caught:
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(BadInputError, match=f"{said}.* cannot train here") as caught:
         run(tmp_path)
-    assert "FSDP" in caught.value.hint
+    assert hint in caught.value.hint and list(tmp_path.iterdir()) == []
 
 
 def test_the_main_process_is_known_without_joining(monkeypatch):
@@ -171,3 +184,14 @@ def test_the_main_process_is_known_without_joining(monkeypatch):
     assert not processes.is_main()
     monkeypatch.setenv("RANK", "0")
     assert processes.is_main()
+
+
+def test_an_error_of_all_processes_is_worded_once(monkeypatch):
+    """Interruptions stop all alike; another error is worded by a process that its launcher has let live."""
+    monkeypatch.setattr(processes, "GRACE", 0.0)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert processes.tells(InterruptedStageError("stopped"))
+    monkeypatch.setenv("RANK", "1")
+    assert not processes.tells(InterruptedStageError("stopped"))
+    assert processes.tells(StageFailedError("broken"))

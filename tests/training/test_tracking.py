@@ -60,7 +60,7 @@ def test_no_trackers_leave_nothing(tmp_path):
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
 def test_a_missing_package_is_named_before_training(tmp_path):
-    with pytest.raises(MissingExtraError, match="tracking with wandb needs `wandb`") as caught:
+    with pytest.raises(MissingExtraError, match="tracking with Weights & Biases needs `wandb`") as caught:
         run(tmp_path, config=CONFIG.model_copy(update={"trackers": ("tensorboard", "wandb")}))
     assert "edgediff[track]" in caught.value.hint
     assert list(tmp_path.iterdir()) == []
