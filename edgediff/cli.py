@@ -84,7 +84,7 @@ def compress(
     quiet: Quiet = False,
 ) -> None:
     """Prune, distill, export, build, time, score and report: the whole line over one run folder."""
-    with _speaking(json, quiet) as output:
+    with _speaking(json, quiet, together=True) as output:
         from edgediff import pipeline
         from edgediff.run import Run
 
@@ -94,7 +94,8 @@ def compress(
             _show_plan(resolved, output)
             return
         report = pipeline.compress(Run(out), resolved, output, resume=resume)
-        output.data(report.model_dump(mode="json"))
+        if report is not None:
+            output.data(report.model_dump(mode="json"))
 
 
 @app.command()
@@ -130,7 +131,7 @@ def distill(
     quiet: Quiet = False,
 ) -> None:
     """Train the pruned student to follow its teacher (LIFT/PLACE, or a rival)."""
-    with _stage(run, _with_cache(overrides, cache_targets), json, quiet) as (folder, recipe, output):
+    with _stage(run, _with_cache(overrides, cache_targets), json, quiet, together=True) as (folder, recipe, output):
         from edgediff.pipeline import teach
 
         output.data(teach(folder, recipe, output, resume=resume).model_dump(mode="json"))
@@ -290,7 +291,7 @@ def teacher_train(
     quiet: Quiet = False,
 ) -> None:
     """Train a small teacher from nothing, score it, and write its card."""
-    with _speaking(json, quiet) as output:
+    with _speaking(json, quiet, together=True) as output:
         from edgediff.recipe import TeacherRecipe, apply_overrides, read_yaml
         from edgediff.recipe import check as check_recipe
         from edgediff.train_teacher import train_teacher
@@ -325,13 +326,21 @@ def recipes_show(name: Annotated[str, typer.Argument(help="The name of a recipe 
 
 
 @contextmanager
-def _speaking(json: bool, quiet: bool) -> Iterator[Output]:
-    """Give a command its voice, and word a SIGINT as what it is: a pause."""
-    from edgediff.output import Output
+def _speaking(json: bool, quiet: bool, *, together: bool = False) -> Iterator[Output]:
+    """Give a command its voice, and word a SIGINT as what it is: a pause.
 
-    output = Output("json" if json else "quiet" if quiet else "human")
+    Started as several processes (`accelerate launch -m edgediff ...`), only the main one speaks, and only commands
+    that train run in the others, `together`.
+    """
+    from edgediff.output import Output
+    from edgediff.training import processes
+
+    if not (together or processes.is_main()):
+        raise typer.Exit
+    output = Output("quiet" if quiet or not processes.is_main() else "json" if json else "human")
     try:
         yield output
+        processes.leave()
     except KeyboardInterrupt as error:
         raise InterruptedStageError(
             "interrupted; finished stages are kept", "run the same command again to go on"
@@ -339,9 +348,11 @@ def _speaking(json: bool, quiet: bool) -> Iterator[Output]:
 
 
 @contextmanager
-def _stage(path: Path, overrides: list[str] | None, json: bool, quiet: bool) -> Iterator[tuple[Run, Recipe, Output]]:
+def _stage(
+    path: Path, overrides: list[str] | None, json: bool, quiet: bool, *, together: bool = False
+) -> Iterator[tuple[Run, Recipe, Output]]:
     """Open an existing run with its recipe, changed by the overrides, for one stage."""
-    with _speaking(json, quiet) as output:
+    with _speaking(json, quiet, together=together) as output:
         from edgediff import pipeline
         from edgediff.recipe import Recipe, apply_overrides
         from edgediff.recipe import check as check_recipe
@@ -444,6 +455,8 @@ def main() -> None:
 
 def _fail(error: EdgeDiffError) -> NoReturn:
     from edgediff.output import Output
+    from edgediff.training import processes
 
-    Output("json" if "--json" in sys.argv else "human").error(error)
+    if processes.tells(error):
+        Output("json" if "--json" in sys.argv else "human").error(error)
     raise SystemExit(error.exit_code)

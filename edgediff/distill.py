@@ -55,6 +55,7 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
     output.stage("distill", f"kd {words}, {settings.steps} steps of {settings.batch_size}")
     for loaded in (small, *teachers):
         loaded.model.to(processes.device())
+    torch.manual_seed(settings.seed)  # of the adapters
     objective = Distillation(small, big, recipe.distill).to(processes.device())
     cache_folder = Path(recipe.distill.cache.folder or run.targets)
     batches = taught_batches(teachers, images, recipe.distill, cache_folder, output.say)
@@ -74,7 +75,7 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
     summary = TrainingSummary(
         kd=words,
         steps=result.steps,
-        batch_size=settings.batch_size,
+        batch_size=result.global_batch,
         steps_per_second=result.steps_per_second,
         final=log.last_mean(log.read(run.train_log)),
         cache=cache,

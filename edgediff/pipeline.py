@@ -22,18 +22,24 @@ from edgediff.report import report
 from edgediff.results import Report, TrainingSummary
 from edgediff.run import ROLES, Run
 from edgediff.training import checkpoint, processes
-from edgediff.training.loop import ADJUSTABLE
+from edgediff.training.facts import ADJUSTABLE
+from edgediff.training.tracking import check_trackers
 
 
-def compress(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -> Report:
+def compress(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -> Report | None:
     """Run every stage that is not up to date, and return the report.
+
+    Of several processes all train, the main one does the rest, and the others get None.
 
     Args: resume: continue an interrupted distillation from its checkpoint.
     Raises: BadInputError and MissingExtraError before any work when something stands in the way of a later stage.
     """
-    prepare(run, recipe, output)
-    prune(run, recipe, output)
+    with processes.main_first():
+        prepare(run, recipe, output)
+        prune(run, recipe, output)
     teach(run, recipe, output, resume=resume)
+    if not processes.is_main():
+        return None
     for role in ROLES:
         export(run, recipe, role, output)
     build(run, recipe, output)
@@ -66,6 +72,7 @@ def prepare(run: Run, recipe: Recipe, output: Output) -> None:
     data.load(recipe.data, "train", shape=loaded.sample_shape, output=output)
     data.load(recipe.data, "test", shape=loaded.sample_shape, output=output)
     check_buildable(recipe)
+    check_trackers(recipe.distill.training.trackers)
     refuse_other_recipe(run, recipe)
     claim(run, recipe)
 

@@ -31,7 +31,6 @@ from edgediff.interrupts import deferred_interrupt
 from edgediff.recipe import TrainingConfig
 from edgediff.training import checkpoint, processes
 from edgediff.training.ema import EMA
-from edgediff.training.facts import ADJUSTABLE as ADJUSTABLE
 from edgediff.training.facts import starting_facts
 from edgediff.training.log import open_log
 from edgediff.training.networks import running_as

@@ -78,7 +78,7 @@ def run(
 
     def batches(step, positions):
         before(step)
-        return inputs_at(step, positions)
+        return inputs_at(step, positions).to(next(network.parameters()).device)
 
     result = train(
         Regression(network),

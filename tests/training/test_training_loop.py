@@ -391,3 +391,26 @@ def test_fp16_needs_an_nvidia_gpu(tmp_path):
     ) as caught:
         run(tmp_path, config=changed(precision="fp16"))
     assert "bf16" in caught.value.hint and not (tmp_path / "train.jsonl").exists()
+
+
+@pytest.mark.gpu
+def test_fp16_resumes_with_its_loss_scale(tmp_path):
+    """The first steps overflow under the first scale of 65536, are skipped, and halve it."""
+
+    class Large(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = plain_network()
+
+        def forward(self, inputs):
+            return self.inner(inputs) * 30
+
+    config = changed(precision="fp16", lr_schedule="constant")
+    straight, _ = run(tmp_path / "straight", config=config, network=Large().cuda())
+    run(tmp_path / "halves", config=config.model_copy(update={"steps": 20}), network=Large().cuda())
+    resumed, _ = run(tmp_path / "halves", config=config, network=Large().cuda(), resume=True)
+    assert weights(resumed) == weights(straight)
+    assert log_of(tmp_path / "halves") == log_of(tmp_path / "straight")
+    first, *_, last = log_of(tmp_path / "straight")
+    assert first["loss_scale"] == 65536 and "grad_norm" not in first
+    assert last["loss_scale"] < 65536 and last["grad_norm"] > 0
