@@ -270,7 +270,7 @@ def test_the_diagnosis_is_on_the_page_and_in_the_json(finished):
     diagnosis = diagnosed(line.run)
     assert line.report().diagnosis == diagnosis
     inputs = read_json(line.run.report)["inputs"]
-    assert inputs["diagnosis"] == content_hash(diagnostics.folder(line.run))
+    assert inputs["diagnosis"] == content_hash(line.run.diagnosis)
     assert Report.model_validate(read_result(line.run.report)).diagnosis == diagnosis
     source = page_of(line.run)
     page, text = Page(source), words(source)
@@ -297,7 +297,7 @@ def test_a_report_without_diagnosis_is_whole(finished):
 def test_a_diagnosis_of_other_weights_is_left_out_and_said(finished, capsys):
     line = finished()
     diagnosed(line.run)
-    manifest = diagnostics.folder(line.run) / "manifest.json"
+    manifest = line.run.diagnosis / "manifest.json"
     value = read_json(manifest)
     write_json(manifest, {**value, "inputs": {**value["inputs"], "student": "0" * 64}})
     assert report(line.run, line.recipe, Output()).diagnosis is None
