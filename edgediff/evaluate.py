@@ -116,7 +116,7 @@ def show(quality: Quality, output: Output) -> None:
         f"quality of {settings.num_images} images, {settings.num_inference_steps} steps, by {settings.extractor}; "
         "PSNR and SSIM to the teacher"
     )
-    output.table(title, ["", "FD ↓", "KID ↓", "precision ↑", "recall ↑", "PSNR ↑", "SSIM ↑", "noise ↓"], rows)
+    output.table(title, ["", "FD ↓", "KID ↓", "prec. ↑", "recall ↑", "PSNR ↑", "SSIM ↑", "noise ↓"], rows)
 
 
 def _exported(run: Run, role: Role) -> bool:
