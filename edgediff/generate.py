@@ -43,6 +43,7 @@ def generate(name: str, out: Path, config: EvaluateConfig, output: Output) -> Pa
     write_manifest(out, stage="generate", config=described, inputs=inputs)  # before the images, which it explains
     loaded.model.to(best_device())
     denoiser = PyTorchDenoiser(loaded.model, loaded.family, best_device())
+    scheduler = ddim(loaded.scheduler.config, clip_sample=config.clip_sample)
     seeds = range(config.first_seed, config.first_seed + config.num_images)
     missing = [seed for seed in seeds if not _file(out, seed).exists()]
     output.stage("generate", f"{len(missing):,} images of {config.num_images:,}")
@@ -51,7 +52,7 @@ def generate(name: str, out: Path, config: EvaluateConfig, output: Output) -> Pa
             batch = missing[first : first + config.batch_size]
             images = sample(
                 denoiser,
-                ddim(loaded.scheduler.config, clip_sample=config.clip_sample),
+                scheduler,
                 batch,
                 shape=loaded.sample_shape,
                 num_inference_steps=config.num_inference_steps,

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgediff.data.images import Images, from_bytes
+from edgediff.data.images import Images, from_bytes, to_bytes
 from edgediff.data.order import evenly
 from edgediff.diffusion.denoiser import Denoiser
 from edgediff.diffusion.sampler import SAMPLER, ddim, sample
@@ -76,9 +76,8 @@ def draw(denoiser: Denoiser, loaded: Loaded, config: EvaluateConfig, output: Out
         )
     # A student that diverges to NaN has failed, but its row should say so rather than stop the report of the others.
     finite = torch.nan_to_num(raw, nan=2 * DIVERGED, posinf=2 * DIVERGED, neginf=-2 * DIVERGED)
-    pixels = ((finite.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
     diverged_share = float((finite.abs() > DIVERGED).float().mean())
-    return Drawn(pixels, denoiser.backend, diverged_share, raw.isfinite().flatten(1).all(dim=1).numpy())
+    return Drawn(to_bytes(finite), denoiser.backend, diverged_share, raw.isfinite().flatten(1).all(dim=1).numpy())
 
 
 def real_images(

@@ -98,12 +98,14 @@ class TargetCache:
         numbers = entries.tolist()
         rows = [self._read(number) for number in numbers]
         missing = [place for place, row in enumerate(rows) if row is None]
-        self.hits += len(numbers) - len(missing)
-        self.misses += len(missing)
         if missing:
-            for place, row in zip(missing, self._compute(missing, entries, batch), strict=True):
-                rows[place] = row
-                self._write(numbers[place], row)
+            # The whole batch, of which a kill may have left a part: another batch size would round in another way.
+            computed = self._compute(entries, batch)
+            for place in missing:
+                rows[place] = computed[place]
+                self._write(numbers[place], computed[place])
+        else:
+            self.hits += len(numbers)
         stacked = [
             torch.from_numpy(np.stack(maps)) for maps in zip(*(row[: self.maps] for row in rows if row), strict=True)
         ]
@@ -124,21 +126,17 @@ class TargetCache:
             "bytes": sum(file.stat().st_size for file in self.folder.glob("shard-*.safetensors")),
         }
 
-    def _compute(self, missing: list[int], entries: Tensor, batch: NoisedBatch) -> list[list[np.ndarray]]:
-        """Run the teacher on the batch's missing places; return its rows as halves."""
+    def _compute(self, entries: Tensor, batch: NoisedBatch) -> list[list[np.ndarray]]:
+        """Run the teacher on a batch; return its rows as halves."""
         began = time.perf_counter()
-        part = batch
-        if len(missing) < len(entries):
-            index = torch.tensor(missing, device=batch.sample.device)
-            values = {name: value[index] for name, value in vars(batch).items() if isinstance(value, Tensor)}
-            part = NoisedBatch(batch.step, **values)
-        targets = self.live(entries[missing], part)
+        targets = self.live(entries, batch)
         halves = [
             maps.clamp(-LARGEST_HALF, LARGEST_HALF).half().cpu().numpy()
             for maps in (targets.prediction, *targets.features)
         ]
         self.live_seconds += time.perf_counter() - began
-        return [[maps[place] for maps in halves] for place in range(len(missing))]
+        self.misses += len(entries)
+        return [[maps[place] for maps in halves] for place in range(len(entries))]
 
     def _read(self, number: int) -> list[np.ndarray] | None:
         shard = self._shard(number, None)

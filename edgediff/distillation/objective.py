@@ -93,7 +93,8 @@ class Distillation(nn.Module):
                 terms[name] = weight * self._weighted(found.total, batch, self.space)
             else:
                 maps = self.adapters(features) if loss.adapters else features
-                terms[name] = weight * loss.function(maps, targets.features, reduction=config.reduction)
+                found = loss.function(maps, targets.features, reduction=config.reduction)
+                terms[name] = weight * self._weighted(found, batch, self.own)
         return quantities
 
     def _prediction_loss(self, name: str, step: int) -> Any:
