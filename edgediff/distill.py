@@ -15,6 +15,7 @@ from edgediff.data.images import Images
 from edgediff.distillation.cache import TargetCache
 from edgediff.distillation.objective import Distillation
 from edgediff.distillation.targets import LiveTeacher, TaughtBatches, uses_features
+from edgediff.errors import BadInputError
 from edgediff.model_folder import Loaded
 from edgediff.output import Output, number
 from edgediff.recipe import DistillConfig, Recipe, loss_words
@@ -31,8 +32,9 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
     Every process of a group (`accelerate launch -m edgediff distill`) calls it; the main one writes.
 
     Args: resume: continue from `run.checkpoints` where an earlier run was stopped or killed.
-    Raises: BadInputError when there is nothing pruned yet, an unfinished training and no `resume`, or a target cache
-    of another teacher; StageFailedError at a non-finite loss; InterruptedStageError on SIGINT.
+    Raises: BadInputError when there is nothing pruned yet, an unfinished training and no `resume`, teachers that do
+    not fit the student or each other, or a target cache of another teacher; StageFailedError at a non-finite loss;
+    InterruptedStageError on SIGINT.
     """
     source = roles.folder(run, recipe, "pruned")
     teachers = [model_folder.load(folder) for folder in roles.teaching(run, recipe)]
@@ -52,6 +54,7 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
 
     settings, words = recipe.distill.training, loss_words(recipe.distill.kd)
     small = starting_student(model_folder.load(source), recipe.distill)
+    check_together(small, teachers)
     output.stage("distill", f"kd {words}, {settings.steps} steps of {settings.batch_size}")
     for loaded in (small, *teachers):
         loaded.model.to(processes.device())
@@ -112,6 +115,22 @@ def starting_student(pruned: Loaded, config: DistillConfig) -> Loaded:
     if config.student_prediction is not None:
         scheduler = DDPMScheduler.from_config(scheduler.config, prediction_type=config.student_prediction)
     return replace(pruned, model=model, scheduler=scheduler)
+
+
+def check_together(student: Loaded, teachers: Sequence[Loaded]) -> None:
+    """Raise BadInputError for teachers of other samples or another noise schedule than the student's."""
+    schedule = student.scheduler.alphas_cumprod
+    for teacher in teachers:
+        if teacher.sample_shape != student.sample_shape:
+            raise BadInputError(
+                f"teacher and student work on other samples: {teacher.sample_shape} and {student.sample_shape}",
+                "choose teachers of the size that the student was pruned from",
+            )
+        if not torch.equal(teacher.scheduler.alphas_cumprod, schedule):
+            raise BadInputError(
+                "teacher and student have different noise schedules, so a timestep is not the same noise to both",
+                "choose teachers that were trained with the schedule of the recipe's teacher",
+            )
 
 
 def taught_batches(

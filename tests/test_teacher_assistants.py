@@ -114,6 +114,16 @@ def test_checkpoints_of_a_teacher_teach(small_recipe, small_teacher, other_teach
     assert found == "+".join(model_folder.fingerprint(folder) for folder in (small_teacher, other_teacher))
 
 
+def test_a_teacher_of_another_noise_schedule_is_refused(small_recipe, small_teacher, quiet, tmp_path):
+    schedule = DDPMScheduler(beta_schedule="squaredcos_cap_v2")
+    model_folder.save(tmp_path / "cosine", model_folder.load(small_teacher).model, schedule)
+    run = Run(tmp_path / "run")
+    recipe = small_recipe(distill={"teachers": [str(tmp_path / "cosine")], **SHORT})
+    prune(run, recipe, quiet)
+    with pytest.raises(BadInputError, match="different noise schedules"):
+        distill(run, recipe, quiet)
+
+
 def test_an_assistant_out_of_reach_is_refused_before_any_work(small_recipe, quiet, tmp_path):
     run, recipe = Run(tmp_path / "run"), small_recipe(distill={"assistants": [{"ratio": 0.995}], **SHORT})
     with pytest.raises(BadInputError, match="ratio"):
