@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Protocol
 
@@ -51,7 +51,6 @@ class EncodedImages:
         """Take where the images are, the shape (C, H, W) they get, and who is told of a damaged one."""
         self.name, self.encoded, self.shape, self.tell = name, encoded, shape, tell
         self._damaged: dict[int, CorruptArtifactError] = {}
-        self._ahead: dict[int, Future[NDArray[np.uint8]]] = {}
 
     @property
     def sha256(self) -> str:
@@ -68,17 +67,9 @@ class EncodedImages:
         Raises: CorruptArtifactError naming an image that cannot be read, or the first of too many in a row that cannot
         be decoded.
         """
-        decoding = self._started(indices)
-        return from_bytes(np.stack([decoding[index].result() for index in indices.tolist()]))
-
-    def prefetch(self, indices: Tensor) -> None:
-        """Decode the images of `indices` (B,) in the background, for the next `batch`."""
-        self._ahead = self._started(indices)
-
-    def _started(self, indices: Tensor) -> dict[int, Future[NDArray[np.uint8]]]:
-        submit = _threads(os.getpid()).submit
-        wanted = dict.fromkeys(indices.tolist())  # each once
-        return {index: self._ahead.get(index) or submit(self._decode, index) for index in wanted}
+        wanted = indices.tolist()
+        decoding = {index: _threads(os.getpid()).submit(self._decode, index) for index in dict.fromkeys(wanted)}
+        return from_bytes(np.stack([decoding[index].result() for index in wanted]))
 
     def _decode(self, index: int) -> NDArray[np.uint8]:
         candidates = [place % len(self) for place in range(index, index + min(DAMAGED_IN_A_ROW, len(self)))]

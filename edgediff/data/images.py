@@ -41,9 +41,6 @@ class Images(Protocol):
     def batch(self, indices: Tensor) -> Tensor:
         """Return the images of `indices` (B,) as float32 (B, C, H, W) in [-1, 1]."""
 
-    def prefetch(self, indices: Tensor) -> None:
-        """Say which indices (B,) the next `batch` will ask for; it may come sooner for that, and never differs."""
-
 
 @dataclass(frozen=True)
 class ImageArray:
@@ -67,6 +64,3 @@ class ImageArray:
     def batch(self, indices: Tensor) -> Tensor:
         """Return the images of `indices` (B,) as float32 (B, C, H, W) in [-1, 1]."""
         return from_bytes(self.pixels[indices.numpy()])
-
-    def prefetch(self, indices: Tensor) -> None:
-        """Do nothing: the images are in memory."""

@@ -45,26 +45,6 @@ def test_images_come_as_they_were_asked_for(shelf, output, levels):
     assert sorted(index for index, _ in shelf.read_by) == [0, 3, 17]  # each once
 
 
-def test_what_was_prefetched_is_not_read_again(shelf, output, levels):
-    images = EncodedImages("shelf", shelf, SHAPE, output.say)
-    images.prefetch(torch.tensor([4, 5]))
-    assert levels(images.batch(torch.tensor([5, 4]))) == [5, 4]
-    assert sorted(index for index, _ in shelf.read_by) == [4, 5]
-    assert all(thread.startswith("decode") for _, thread in shelf.read_by)
-
-
-def test_prefetching_never_changes_a_batch(shelf, output, levels):
-    """Right, wrong, half right or not at all."""
-    asked = [torch.tensor(batch) for batch in ([1, 2], [3, 4], [5, 6], [5, 5])]
-    guesses = [torch.tensor(guess) for guess in ([3, 4], [9, 9], [5, 7])]
-    images = EncodedImages("shelf", shelf, SHAPE, output.say)
-    got = [levels(images.batch(asked[0]))]
-    for guess, batch in zip(guesses, asked[1:], strict=True):
-        images.prefetch(guess)
-        got.append(levels(images.batch(batch)))
-    assert got == [batch.tolist() for batch in asked]
-
-
 def test_a_forked_process_decodes_too(shelf, output):
     """Threads do not survive a fork; the parent's have been at work before."""
     images = EncodedImages("shelf", shelf, SHAPE, output.say)
