@@ -28,8 +28,7 @@ from safetensors.torch import load_file, save_file
 from edgediff import data, model_folder, teacher
 from edgediff.artifacts import atomic_file, made
 from edgediff.backends.pytorch import PyTorchDenoiser
-from edgediff.data.order import evenly
-from edgediff.diffusion.parameterisation import convert
+from edgediff.diagnostics.by_timestep import errors_by_timestep
 from edgediff.distill import starting_student, taught_batches
 from edgediff.distillation.objective import Distillation
 from edgediff.metrics.features import efficientnet_lite0
@@ -238,22 +237,22 @@ class Bench:
         row = model_row("student", drawn, self.real(config.num_images), self.extractor, of_teacher)
         return row.model_dump(mode="json", exclude={"role", "backend"})
 
-    @torch.inference_mode()
     def errors(self, student: Loaded, name: str) -> dict[str, list[float]]:
-        """Return the mean squared error of eps against the teacher's, at spread timesteps."""
-        big = self.teacher(name)
-        x0 = self.test.batch(evenly(len(self.test), ERROR_IMAGES))
-        noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
-        own = student.scheduler.config.prediction_type
-        timesteps, errors = torch.linspace(0, 999, ERROR_TIMESTEPS).long(), []
-        for timestep in timesteps:
-            at = timestep.expand(len(x0))
-            sample = big.scheduler.add_noise(x0, noise, at)
-            expected = big.family.prediction(big.model, sample, at)
-            predicted = student.family.prediction(student.model, sample, at)
-            predicted = convert(predicted, sample, at, big.scheduler, own, "epsilon")
-            errors.append(float((predicted - expected).square().mean()))
-        return {"timesteps": timesteps.tolist(), "mse": errors}
+        """Return the student's errors against its teacher at spread timesteps, on held-out images."""
+        found = errors_by_timestep(
+            self.teacher(name),
+            {"student": student},
+            self.test,
+            timesteps=torch.linspace(0, 999, ERROR_TIMESTEPS).long(),
+            num_images=ERROR_IMAGES,
+            batch_size=ERROR_IMAGES,
+            advance=lambda count: None,
+        )["student"]
+        return {
+            "timesteps": [at.timestep for at in found],
+            "mse": [at.mse for at in found],
+            "x0_rmse": [at.x0_rmse for at in found],
+        }
 
 
 def _sampler(config: EvaluateConfig) -> str:
