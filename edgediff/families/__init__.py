@@ -5,10 +5,11 @@ from __future__ import annotations
 from torch import nn
 
 from edgediff.errors import BadInputError
-from edgediff.families.base import Config, Family, Widths
+from edgediff.families.base import Config, DepthCut, Family, Widths
+from edgediff.families.coupling import Group, Member
 from edgediff.families.unet2d import UNet2D
 
-__all__ = ["FAMILIES", "Config", "Family", "Widths", "of"]
+__all__ = ["FAMILIES", "Config", "DepthCut", "Family", "Group", "Member", "Widths", "of"]
 
 FAMILIES: dict[str, Family] = {family.class_name: family for family in (UNet2D(),)}
 

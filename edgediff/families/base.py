@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +12,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
 from edgediff.errors import BadInputError
+from edgediff.families.coupling import Group, traced_groups
 
 Config = Mapping[str, Any]
 """A diffusers model config: `model.config`, or the content of its config.json."""
@@ -19,18 +21,33 @@ Widths = dict[str, int]
 """Channels of every level, in the order of the config: {"down_blocks.0": 32, "down_blocks.1": 64}."""
 
 
+@dataclass(frozen=True)
+class DepthCut:
+    """A stock model of fewer blocks, and where its blocks come from.
+
+    Args: config: the student's.
+          sources: module of the student → module of the teacher whose weights it takes, for those whose name changes;
+              all other modules have the teacher's names. Names are prefixes: `transformer_blocks.3`.
+    """
+
+    config: dict[str, Any]
+    sources: dict[str, str]
+
+
 class Family(ABC):
     """One model class, said once. Implementations hold no state: everything follows from a config.
 
     Attributes:
         name: how recipes and reports call the family.
         model_class: the stock diffusers class of teacher and student.
+        component: the model's folder in a pipeline.
         fixed_outputs: modules whose output channels belong to the data and are never pruned.
         output_names: names of the exported graph's outputs.
     """
 
     name: ClassVar[str]
     model_class: ClassVar[Any]  # a ModelMixin with ConfigMixin, which Python's types cannot say
+    component: ClassVar[str] = "unet"
     fixed_outputs: ClassVar[tuple[str, ...]]
     output_names: ClassVar[tuple[str, ...]] = ("out_sample",)
 
@@ -61,6 +78,28 @@ class Family(ABC):
 
         Raises: BadInputError for unknown or missing levels and for widths that no student of this teacher can have.
         """
+
+    def coupled_groups(self, config: Config) -> list[Group]:
+        """Return the channels that stay or go together, every prunable one in a group.
+
+        Found by tracing; families that tracing does not serve (adaptive norms, joint attention) name them by hand.
+        """
+        return traced_groups(self.build(config, "meta"), self.example_inputs(config, device="meta"), self.fixed_outputs)
+
+    def blocks(self, config: Config) -> tuple[str, ...]:
+        """Return the blocks that depth pruning can remove, each on its own, in the order in which they run.
+
+        A name is that of a module of the model, or of several with `+` between them, which a stock config can only drop
+        together. Raises: BadInputError when the family has none.
+        """
+        raise BadInputError(f"depth pruning does not support the family {self.name}", "prune its width")
+
+    def without_blocks(self, config: Config, removed: Collection[str]) -> DepthCut:
+        """Return the stock model that lacks these `blocks`.
+
+        Raises: BadInputError for unknown blocks, and for a choice that no stock config can express.
+        """
+        raise BadInputError(f"depth pruning does not support the family {self.name}", "prune its width")
 
     @abstractmethod
     def fixed_slices(self, teacher_config: Config, student_config: Config) -> dict[str, dict[int, list[int]]]:

@@ -1,7 +1,7 @@
 """Width pruning: the kept channels of a teacher, copied into a freshly built stock model of a narrower config.
 
-The dependency graph (Torch-Pruning, Fang et al. 2023) says which channels are coupled, the student's config says how
-many stay, the importance says which. Nothing is cut in place, so there is nothing to repair afterwards.
+The family says which channels are coupled, the student's config says how many stay, the importance says which. Nothing
+is cut in place, so there is nothing to repair afterwards.
 """
 
 from __future__ import annotations
@@ -11,41 +11,18 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-import torch_pruning
-from diffusers.models.attention_processor import Attention, AttnProcessor
+from diffusers.models.attention_processor import Attention
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from edgediff.errors import BadInputError, StageFailedError
-from edgediff.families import Config, Family, Widths
+from edgediff.families import Config, Family, Group, Member, Widths
+from edgediff.families.coupling import OUT
 from edgediff.metrics.cost import parameter_bytes, parameter_count
 from edgediff.pruning.importance import Scores
 
 Slices = dict[str, dict[int, list[int]]]
 """Parameter name → axis → kept indices, ascending, for every axis that is cut or dictated by the config."""
-
-OUT, IN = 0, 1  # axes of the weights of linear layers and ungrouped convolutions
-
-
-@dataclass(frozen=True)
-class Member:
-    """One module's share of a group: which of its input or output channels belong to which channel of the group.
-
-    Args: module: its name. axis: `OUT` or `IN`. channels: (module's channel, group's channel) pairs.
-    """
-
-    module: str
-    axis: int
-    channels: tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True)
-class Group:
-    """Channels that stay or go together, named after the first module that produces them."""
-
-    name: str
-    width: int
-    members: tuple[Member, ...]
 
 
 @dataclass(frozen=True)
@@ -128,11 +105,11 @@ def plan_width(
     teacher_modules, student_modules = dict(teacher.named_modules()), dict(student.named_modules())
     removed: dict[tuple[str, int], set[int]] = {}
     cuts = []
-    for group in coupled_groups(family, teacher):
+    for group in family.coupled_groups(teacher_config):
         votes = {member: _member_importance(member, group.width, teacher_modules, scores) for member in group.members}
         attention = _attention_of(group, teacher_modules)
         if attention is None:
-            count = student_modules[group.name].weight.shape[OUT]
+            count = student_modules[group.name].weight.shape[OUT] // group.copies
             parts = [(group.name, list(group.members), top(_sum(votes.values()), count))]
         else:
             parts = _attention_parts(group, votes, teacher_modules[attention], student_modules[attention])
@@ -150,40 +127,6 @@ def plan_width(
     for name, axes in family.fixed_slices(teacher_config, student_config).items():
         slices.setdefault(name, {}).update(axes)
     return slices, cuts
-
-
-def coupled_groups(family: Family, teacher: ModelMixin) -> list[Group]:
-    """Return the groups of coupled channels of a model on the `meta` device, in the order of its modules.
-
-    Coupling depends on the config alone, so a model without weights serves, at no cost. Its attention processors are
-    replaced: the default ones hide their matrix products from the tracer.
-    """
-    for module in teacher.modules():
-        if isinstance(module, Attention):
-            module.set_processor(AttnProcessor())
-    names = {module: name for name, module in teacher.named_modules()}
-    order = {name: i for i, name in enumerate(names.values())}
-    inputs = family.example_inputs(teacher.config, device="meta")
-    with torch.enable_grad():  # the tracer walks the autograd graph
-        graph = torch_pruning.DependencyGraph().build_dependency(teacher, example_inputs=inputs, verbose=False)
-    fixed = [teacher.get_submodule(name) for name in family.fixed_outputs]
-    groups = []
-    for items in graph.get_all_groups(ignored_layers=fixed, root_module_types=[nn.Conv2d, nn.Linear]):
-        members = []
-        for item in items:
-            if item.dep.target.module in names:  # the rest are operations such as concatenations
-                axis = OUT if graph.is_out_channel_pruning_fn(item.dep.handler) else IN
-                pairs = tuple(zip(item.idxs, item.root_idxs, strict=True))
-                members.append(Member(names[item.dep.target.module], axis, pairs))
-        # The tracer's order varies with memory addresses; sums of floats, and so ties, must not.
-        members.sort(key=lambda member: (order[member.module], member.axis))
-        producers = (
-            member.module
-            for member in members
-            if member.axis == OUT and isinstance(teacher.get_submodule(member.module), (nn.Conv2d, nn.Linear))
-        )
-        groups.append(Group(next(producers), len(items[0].idxs), tuple(members)))
-    return sorted(groups, key=lambda group: order[group.name])
 
 
 def top(importance: Tensor, count: int) -> list[int]:
