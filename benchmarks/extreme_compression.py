@@ -272,7 +272,7 @@ def run_cell(bench: Bench, cell: Cell) -> None:
     prune(run, recipe, bench.output)
     student = starting_student(model_folder.load(run.pruned), recipe.distill)
     objective = Distillation(student, big, recipe.distill)
-    batches = taught_batches([big], bench.train, recipe.distill, Path(recipe.distill.cache.folder), bench.output.say)
+    batches = taught_batches([big], bench.train, recipe, Path(recipe.distill.cache.folder), bench.output.say)
     state, between = run.checkpoints / checkpoint.FILE_NAME, settings.steps // CURVE_POINTS
 
     def snapshot(record: Any) -> None:

@@ -257,28 +257,29 @@ def doctor(json: Json = False, quiet: Quiet = False) -> None:
 
 @teachers_app.callback(invoke_without_command=True)
 def teachers(context: typer.Context, json: Json = False) -> None:
-    """List the teachers that come along."""
+    """List the teachers that are known by name: those that come along, and published ones."""
     if context.invoked_subcommand:
         return
     with _speaking(json, False) as output:
-        from edgediff.teacher import zoo
+        from edgediff.teacher import listing
 
-        rows = [teacher.summary() for teacher in zoo().values()]
+        rows = listing()
+        columns = ("name", "class_name", "params", "sample", "licence", "where")
         output.table(
             "teachers",
-            ["name", "class", "parameters", "sample", "licence"],
-            [[row["name"], row["class_name"], f"{row['params']:,}", row["sample"], row["licence"]] for row in rows],
+            ["name", "class", "parameters", "sample", "licence", "where"],
+            [[f"{row[key]:,}" if key == "params" else row[key] for key in columns] for row in rows],
         )
         output.data({"teachers": rows})
 
 
 @teachers_app.command("show")
-def teachers_show(name: Annotated[str, typer.Argument(help="A teacher's name, or a pipeline folder.")]) -> None:
-    """Print a teacher's model card."""
+def teachers_show(name: Annotated[str, typer.Argument(help="A teacher's name, a folder, or a hub id.")]) -> None:
+    """Print a teacher's model card, or what is known of a published teacher and whether it is on this machine."""
     with _speaking(False, False) as output:
-        from edgediff.teacher import resolve
+        from edgediff.teacher import describe
 
-        output.page(resolve(name).card())
+        output.page(describe(name))
 
 
 @teacher_app.command("train")
@@ -301,6 +302,27 @@ def teacher_train(
         folder = train_teacher(resolved, out or Path("runs") / resolved.name, output, resume=resume)
         output.say(f"teacher: `{folder}`")
         output.data({"teacher": str(folder)})
+
+
+@teacher_app.command("train-autoencoder")
+def teacher_train_autoencoder(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="An autoencoder recipe file.")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: runs/<name of the recipe>.")] = None,
+    resume: Resume = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train the autoencoder in whose latents a small teacher works."""
+    with _speaking(json, quiet, together=True) as output:
+        from edgediff.recipe import AutoencoderRecipe, apply_overrides, read_yaml
+        from edgediff.recipe import check as check_recipe
+        from edgediff.train_autoencoder import train_autoencoder
+
+        values = apply_overrides(read_yaml(recipe), overrides or ())
+        resolved = check_recipe(values, AutoencoderRecipe, f"`{recipe}`")
+        folder = train_autoencoder(resolved, out or Path("runs") / resolved.name, output, resume=resume)
+        output.data({"autoencoder": str(folder)})
 
 
 @recipes_app.callback(invoke_without_command=True)

@@ -9,17 +9,20 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from edgediff import data, diagnostics, model_folder, roles
-from edgediff.artifacts import atomic_folder, read_json, up_to_date, write_json, write_manifest
+from edgediff import diagnostics, model_folder, roles, samples
+from edgediff.artifacts import atomic_file, atomic_folder, read_json, up_to_date, write_json, write_manifest
 from edgediff.backends import best_device
 from edgediff.data.images import Images
 from edgediff.data.order import evenly
 from edgediff.diagnostics.by_timestep import errors_by_timestep
+from edgediff.diagnostics.error_map import error_map
 from edgediff.diagnostics.held_out import held_out, in_type_of
 from edgediff.diagnostics.sharpness import RHO, sharpness
 from edgediff.diagnostics.tiles import Tiles, tiles
+from edgediff.diffusion import schedule
 from edgediff.model_folder import Loaded
 from edgediff.output import Output, number
 from edgediff.recipe import Recipe
@@ -29,6 +32,7 @@ from edgediff.run import ROLES, Run
 
 TIMESTEPS, IMAGES = 20, 256
 SHOWN_TIMESTEPS, SHOWN_IMAGES = 8, 4
+MAP_IMAGES = 64
 SHARPNESS_IMAGES = 64  # one batch, each image at another timestep
 ROWS = ["noised", "teacher's x0", "student's x0", "squared error"]
 COMPARED: tuple[Literal["pruned", "student"], ...] = ("pruned", "student")
@@ -41,7 +45,9 @@ def diagnose(run: Run, recipe: Recipe, output: Output) -> Diagnosis:
     Raises: BadInputError when a model is not there yet; StageFailedError when one predicts NaN or infinity.
     """
     loaded = {role: model_folder.load(roles.folder(run, recipe, role)) for role in ROLES}
-    reference = data.load(recipe.data, "test", shape=loaded["teacher"].sample_shape)
+    reference = samples.learned(
+        recipe.data, "test", loaded["teacher"], Path(recipe.data.encoded or run.encoded), output
+    )
     config = {
         "data": recipe.data.model_dump(mode="json"),
         "timesteps": [TIMESTEPS, SHOWN_TIMESTEPS],
@@ -67,20 +73,29 @@ def diagnose(run: Run, recipe: Recipe, output: Output) -> Diagnosis:
             loaded["teacher"],
             models,
             reference,
-            timesteps=_spread(loaded["teacher"], TIMESTEPS),
+            timesteps=schedule.spread(loaded["teacher"].scheduler, TIMESTEPS),
             num_images=count,
             batch_size=recipe.evaluate.batch_size,
             advance=progress.advance,
         )
     sharp = _sharpness(loaded["teacher"], models, reference)
+    places = error_map(
+        loaded["teacher"],
+        loaded["student"],
+        reference,
+        timesteps=schedule.spread(loaded["teacher"].scheduler, SHOWN_TIMESTEPS),
+        num_images=min(MAP_IMAGES, len(reference)),
+    )
+    with atomic_file(run.error_map) as temporary:
+        save_file(places, temporary)
     with atomic_folder(folder) as temporary:
         diagnosis = Diagnosis(
             reference=Reference(name=reference.name, sha256=reference.sha256, num_images=len(reference)),
             num_images=count,
-            prediction_type=loaded["teacher"].scheduler.config.prediction_type,
+            prediction_type=schedule.prediction_type(loaded["teacher"].scheduler),
             models={
                 role: ModelDiagnosis(
-                    prediction_type=model.scheduler.config.prediction_type,
+                    prediction_type=schedule.prediction_type(model.scheduler),
                     errors=errors[role],
                     sharpness=sharp[role],
                 )
@@ -119,24 +134,20 @@ def show(diagnosis: Diagnosis, output: Output) -> None:
     )
 
 
-def _spread(teacher: Loaded, count: int) -> Tensor:
-    """Return timesteps (count,) from the cleanest to the noisiest."""
-    return torch.linspace(0, teacher.scheduler.config.num_train_timesteps - 1, count).long()
-
-
 def _sharpness(
     teacher: Loaded, models: Mapping[Literal["pruned", "student"], Loaded], images: Images
 ) -> dict[Literal["pruned", "student"], Sharpness]:
     """Measure the sharpness of every model's distillation error on one batch."""
     (batch,) = held_out(images, evenly(len(images), SHARPNESS_IMAGES), SHARPNESS_IMAGES)
-    at = _spread(teacher, len(batch.x0))
+    at = schedule.spread(teacher.scheduler, len(batch.x0))
     sample, at = (value.to(best_device()) for value in (batch.noised(teacher, at), at))
+    conditioning = {name: rows.to(best_device()) for name, rows in batch.conditioning.items()}
     with torch.no_grad():
-        expected = teacher.family.prediction(teacher.model, sample, at)
+        expected = teacher.family.prediction(teacher.model, sample, at, **conditioning)
 
     def measured(of: Loaded) -> Sharpness:
         def loss(model: nn.Module) -> Tensor:
-            said = of.family.prediction(model, sample, at)
+            said = of.family.prediction(model, sample, at, **conditioning)
             return (in_type_of(teacher, said, of, sample, at) - expected).square().mean()
 
         return sharpness(of.model, loss)
@@ -146,8 +157,9 @@ def _sharpness(
 
 def _draw(teacher: Loaded, student: Loaded, images: Images, folder: Path) -> ErrorPictures:
     """Write one picture an image into `folder`, with one scale of colours for all errors."""
-    timesteps, indices = _spread(teacher, SHOWN_TIMESTEPS), evenly(len(images), SHOWN_IMAGES)
-    found = [tiles(teacher, student, image, timesteps) for image in held_out(images, indices, 1)]
+    timesteps, indices = schedule.spread(teacher.scheduler, SHOWN_TIMESTEPS), evenly(len(images), SHOWN_IMAGES)
+    decode = model_folder.decoder(teacher, best_device())
+    found = [tiles(teacher, student, image, timesteps, decode) for image in held_out(images, indices, 1)]
     low, high = figures.error_range(np.stack([image.squared_error for image in found]))
     files = [f"image-{place}.png" for place in range(len(found))]
     for name, image in zip(files, found, strict=True):
@@ -164,4 +176,7 @@ def _coloured(image: Tiles, low: float, high: float) -> NDArray[np.uint8]:
         for row in (image.noised, image.teacher_x0, image.student_x0)
     ]
     errors = np.stack([figures.error_colours(error, low, high) for error in image.squared_error])
+    # Errors of latents have fewer places than the images that are made of them.
+    scale = shown[0].shape[2] // errors.shape[1]
+    errors = errors.repeat(scale, axis=1).repeat(scale, axis=2)
     return np.concatenate([*shown, errors.transpose(0, 3, 1, 2)])

@@ -7,11 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from diffusers import DDPMScheduler
 
-from edgediff import data, model_folder, roles
+from edgediff import model_folder, roles, samples
 from edgediff.artifacts import atomic_folder, content_hash, digest, read_json, up_to_date, write_manifest
-from edgediff.data.images import Images
+from edgediff.diffusion import schedule
 from edgediff.distillation.cache import TargetCache
 from edgediff.distillation.objective import Distillation
 from edgediff.distillation.targets import LiveTeacher, TaughtBatches, uses_features
@@ -21,6 +20,7 @@ from edgediff.output import Output, number
 from edgediff.recipe import DistillConfig, Recipe, loss_words
 from edgediff.results import TrainingSummary
 from edgediff.run import Run
+from edgediff.samples import Samples
 from edgediff.training import checkpoint, log, processes
 from edgediff.training.batches import Noising
 from edgediff.training.loop import train
@@ -40,7 +40,7 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
     teachers = [model_folder.load(folder) for folder in roles.teaching(run, recipe)]
     big = teachers[0]
     with processes.main_first():  # who indexes what the others then find indexed
-        images = data.load(recipe.data, "train", shape=big.sample_shape, output=output)
+        images = samples.learned(recipe.data, "train", big, Path(recipe.data.encoded or run.encoded), output)
     config = {"distill": recipe.distill.model_dump(mode="json"), "data": recipe.data.model_dump(mode="json")}
     inputs = {
         "teacher": "+".join(teacher.sha256 for teacher in teachers),
@@ -61,7 +61,7 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
     torch.manual_seed(settings.seed)  # of the adapters
     objective = Distillation(small, big, recipe.distill).to(processes.device())
     cache_folder = Path(recipe.distill.cache.folder or run.targets)
-    batches = taught_batches(teachers, images, recipe.distill, cache_folder, output.say)
+    batches = taught_batches(teachers, images, recipe, cache_folder, output.say)
     done = checkpoint.finished_steps(run.checkpoints) if resume else 0
     with output.progress("distill", settings.steps, done) as progress:
         result = train(
@@ -85,7 +85,7 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
     )
     if processes.is_main():
         with atomic_folder(run.student) as temporary:
-            model_folder.save(temporary, small.model, small.scheduler)
+            model_folder.save(temporary, small.model, small.scheduler, source)
             write_manifest(
                 temporary,
                 stage="distill",
@@ -113,20 +113,24 @@ def starting_student(pruned: Loaded, config: DistillConfig) -> Loaded:
         torch.manual_seed(config.training.seed)
         model = pruned.family.build(model.config)
     if config.student_prediction is not None:
-        scheduler = DDPMScheduler.from_config(scheduler.config, prediction_type=config.student_prediction)
+        if schedule.is_flow(scheduler):
+            raise BadInputError(
+                "a flow-matching student predicts the flow's velocity and nothing else",
+                "leave `student_prediction` out",
+            )
+        scheduler = type(scheduler).from_config(scheduler.config, prediction_type=config.student_prediction)
     return replace(pruned, model=model, scheduler=scheduler)
 
 
 def check_together(student: Loaded, teachers: Sequence[Loaded]) -> None:
     """Raise BadInputError for teachers of other samples or another noise schedule than the student's."""
-    schedule = student.scheduler.alphas_cumprod
     for teacher in teachers:
         if teacher.sample_shape != student.sample_shape:
             raise BadInputError(
                 f"teacher and student work on other samples: {teacher.sample_shape} and {student.sample_shape}",
                 "choose teachers of the size that the student was pruned from",
             )
-        if not torch.equal(teacher.scheduler.alphas_cumprod, schedule):
+        if not schedule.same(teacher.scheduler, student.scheduler):
             raise BadInputError(
                 "teacher and student have different noise schedules, so a timestep is not the same noise to both",
                 "choose teachers that were trained with the schedule of the recipe's teacher",
@@ -134,16 +138,17 @@ def check_together(student: Loaded, teachers: Sequence[Loaded]) -> None:
 
 
 def taught_batches(
-    teachers: Sequence[Loaded], images: Images, config: DistillConfig, cache_folder: Path, tell: Callable[[str], None]
+    teachers: Sequence[Loaded], images: Samples, recipe: Recipe, cache_folder: Path, tell: Callable[[str], None]
 ) -> TaughtBatches:
     """Return the batches of a distillation, with the teachers behind them live or cached, or without a teacher.
 
     Raises: BadInputError for a cache of other targets.
     """
+    config = recipe.distill
     device, scheduler = next(teachers[0].model.parameters()).device, teachers[0].scheduler
     cached = config.cache.targets > 0
     seed = config.cache.seed if cached else config.training.seed
-    noising = Noising(images, scheduler, seed=seed, device=device)
+    noising = Noising(images, scheduler, recipe.data, seed=seed, device=device)
     if not config.kd:
         return TaughtBatches(noising, None)
     live = LiveTeacher(teachers, features=uses_features(config))
@@ -153,6 +158,7 @@ def taught_batches(
         "teacher": "+".join(teacher.sha256 for teacher in teachers),
         "scheduler": digest(dict(scheduler.config)),
         "images": images.sha256,
+        "told": digest([recipe.data.conditioning_dropout, recipe.data.random_conditioning]),
         "seed": str(seed),
         "precision": config.training.precision,
     }

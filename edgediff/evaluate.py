@@ -8,15 +8,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from edgediff import data, model_folder, roles
+from edgediff import data, model_folder, roles, samples
 from edgediff.artifacts import atomic_file, content_hash, read_result, result_up_to_date, write_result
 from edgediff.backends import best_device
 from edgediff.backends.onnxruntime import OnnxRuntimeDenoiser
 from edgediff.backends.pytorch import PyTorchDenoiser
-from edgediff.data.images import Images
-from edgediff.data.order import evenly
 from edgediff.diffusion.denoiser import Denoiser
-from edgediff.diffusion.parameterisation import convert
 from edgediff.metrics.features import EfficientNetLite0, efficientnet_lite0
 from edgediff.model_folder import Loaded
 from edgediff.output import Output
@@ -26,20 +23,19 @@ from edgediff.results import Quality, QualityRow
 from edgediff.run import ROLES, Role, Run
 
 SHOWN_IMAGES = 64  # kept of every role, for the report's grids
-ERROR_MAP_TIMESTEPS, ERROR_MAP_IMAGES = 8, 64
 
 
 def evaluate(run: Run, recipe: Recipe, output: Output) -> Quality:
-    """Write `run.quality`, the first images of every role, and the error map of the student.
+    """Write `run.quality`, and the first images of every role.
 
     Images come from PyTorch on a GPU, else from ONNX Runtime where the role was exported, else from PyTorch; the row
     says which.
     """
     folders = {role: roles.folder(run, recipe, role) for role in ROLES}
     loaded = {role: model_folder.load(folders[role]) for role in ROLES}
-    shape = loaded["teacher"].sample_shape
-    reference = data.load(recipe.data, "test", shape=shape, output=output)
-    training = data.load(recipe.data, "train", shape=shape, output=output)
+    encoded = Path(recipe.data.encoded or run.encoded)
+    reference = samples.scored(recipe.data, "test", loaded["teacher"], encoded, output)
+    training = data.load(recipe.data, "train", shape=reference.shape, output=output)
     config = {"evaluate": recipe.evaluate.model_dump(mode="json"), "data": recipe.data.model_dump(mode="json")}
     inputs = {
         **{role: model.sha256 for role, model in loaded.items()},
@@ -60,40 +56,17 @@ def evaluate(run: Run, recipe: Recipe, output: Output) -> Quality:
     real = real_images(reference, training, extractor, settings.num_images, output)
     drawn: dict[Role, Drawn] = {}
     for role in ROLES:
-        drawn[role] = draw(_denoiser(run, role, loaded[role]), loaded[role], settings, output, role)
+        drawn[role] = draw(_denoiser(run, role, loaded[role]), loaded[role], settings, output, role, reference)
         _save(run.samples(role), {"samples": torch.from_numpy(drawn[role].pixels[:SHOWN_IMAGES])})
     with output.progress("score", 1 + len(ROLES)) as progress:
         rows: list[QualityRow] = [floor_row(real)]
         for role in ROLES:
             progress.advance()
             rows.append(model_row(role, drawn[role], real, extractor, drawn["teacher"] if role != "teacher" else None))
-    _save(run.error_map, error_map(loaded["teacher"], loaded["student"], reference))
-    quality = Quality(profile=profile(real, extractor, settings), rows=rows)
+    quality = Quality(profile=profile(real, extractor, settings, loaded["teacher"]), rows=rows)
     write_result(run.quality, quality.model_dump(mode="json"), stage="evaluate", config=config, inputs=inputs)
     show(quality, output)
     return quality
-
-
-@torch.inference_mode()
-def error_map(teacher: Loaded, student: Loaded, images: Images) -> dict[str, Tensor]:
-    """Return where and when the student's prediction differs from the teacher's, in the teacher's prediction type.
-
-    Returns: `timesteps` (T,) int64, and `squared_error` (T, H, W) float32, the mean over images and channels.
-    """
-    x0 = images.batch(evenly(len(images), ERROR_MAP_IMAGES))
-    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
-    last = teacher.scheduler.config.num_train_timesteps - 1
-    timesteps = torch.linspace(0, last, ERROR_MAP_TIMESTEPS).long()
-    denoisers = [PyTorchDenoiser(model.model, model.family, best_device()) for model in (teacher, student)]
-    maps = []
-    for timestep in timesteps:
-        at = timestep.expand(len(x0))
-        sample = teacher.scheduler.add_noise(x0, noise, at)
-        expected, predicted = (denoiser(sample, at) for denoiser in denoisers)
-        theirs, own = (model.scheduler.config.prediction_type for model in (teacher, student))
-        predicted = convert(predicted, sample, at, teacher.scheduler, own, theirs)
-        maps.append((predicted - expected).square().mean(dim=(0, 1)))
-    return {"timesteps": timesteps, "squared_error": torch.stack(maps)}
 
 
 def show(quality: Quality, output: Output) -> None:

@@ -63,7 +63,7 @@ def export(run: Run, recipe: Recipe, role: Role, output: Output) -> Parity:
         parity = compare(loaded, path, recipe.export, progress)
         if parity.max_abs > parity.tolerance:
             raise _kept_aside(path, folder, role, parity)
-        shutil.copy(source / model_folder.CONFIG, temporary / "config.json")
+        shutil.copy(model_folder.component(source) / "config.json", temporary / "config.json")
         shutil.copy(source / model_folder.SCHEDULER_CONFIG, temporary / "scheduler_config.json")
         write_json(temporary / "parity.json", parity.model_dump(mode="json"))
         write_manifest(temporary, stage="export", config=config, inputs=inputs)

@@ -13,7 +13,7 @@ from edgediff.artifacts import atomic_file, read_object, write_manifest
 from edgediff.backends import best_device
 from edgediff.backends.pytorch import PyTorchDenoiser
 from edgediff.data.images import to_bytes
-from edgediff.diffusion.sampler import check_steps, ddim, sample
+from edgediff.diffusion.sampler import check_steps, sample, stepper
 from edgediff.errors import BadInputError
 from edgediff.output import Output
 from edgediff.recipe import EvaluateConfig
@@ -43,7 +43,7 @@ def generate(name: str, out: Path, config: EvaluateConfig, output: Output) -> Pa
     write_manifest(out, stage="generate", config=described, inputs=inputs)  # before the images, which it explains
     loaded.model.to(best_device())
     denoiser = PyTorchDenoiser(loaded.model, loaded.family, best_device())
-    scheduler = ddim(loaded.scheduler.config, clip_sample=config.clip_sample)
+    scheduler = stepper(loaded.scheduler, clip_sample=config.clip_sample)
     seeds = range(config.first_seed, config.first_seed + config.num_images)
     missing = [seed for seed in seeds if not _file(out, seed).exists()]
     output.stage("generate", f"{len(missing):,} images of {config.num_images:,}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgediff import data, model_folder, roles, teacher
+from edgediff import model_folder, roles, samples, teacher
 from edgediff.artifacts import write_text
 from edgediff.benchmark import benchmark
 from edgediff.build import build, check_buildable
@@ -69,8 +69,7 @@ def prepare(run: Run, recipe: Recipe, output: Output) -> None:
         outline(planned)
     loaded = model_folder.load(teacher.resolve(recipe.teacher).folder)
     check_steps(loaded.scheduler.config, recipe.evaluate.num_inference_steps)
-    data.load(recipe.data, "train", shape=loaded.sample_shape, output=output)
-    data.load(recipe.data, "test", shape=loaded.sample_shape, output=output)
+    samples.check(recipe.data, loaded, output)
     check_buildable(recipe)
     check_trackers(recipe.distill.training.trackers)
     refuse_other_recipe(run, recipe)

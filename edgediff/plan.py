@@ -13,8 +13,8 @@ from edgediff import families, model_folder, teacher
 from edgediff.artifacts import read_json
 from edgediff.families import Config, Family, Widths
 from edgediff.metrics.cost import model_cost, parameter_bytes
-from edgediff.pruning import target_widths
-from edgediff.recipe import Recipe, loss_words
+from edgediff.pruning import foreseen_cut, forwards, target_widths
+from edgediff.recipe import PruneConfig, Recipe, loss_words
 from edgediff.results import Plan, StagePlan
 
 TRIAL_BATCH = 4
@@ -40,18 +40,23 @@ class Outline:
 
 
 def outline(recipe: Recipe) -> Outline:
-    """Check the teacher's folder and find the student's widths.
+    """Check the teacher's folder and find the student's depth and widths; which blocks go may be known only later.
 
     Raises: BadInputError for an unknown teacher or a target that no student of it can meet; CorruptArtifactError for
     damaged weights.
     """
     folder = teacher.resolve(recipe.teacher).folder
     model_folder.check(folder)
-    stored = read_json(folder / "unet" / "config.json")
+    stored = read_json(model_folder.component(folder) / "config.json")
     family = families.of(stored["_class_name"])
     config = dict(family.build(stored, "meta").config)
-    widths = target_widths(family, config, recipe.prune)
-    return Outline(family, config, family.student_config(config, widths), widths)
+    shallow: Config = config
+    if recipe.prune.depth is not None:
+        shallow = foreseen_cut(family, config, recipe.prune.depth, recipe.prune.seed).config
+    if not recipe.prune.narrows:
+        return Outline(family, config, shallow, family.levels(shallow))
+    widths = target_widths(family, shallow, recipe.prune)
+    return Outline(family, config, family.student_config(shallow, widths), widths)
 
 
 def plan(recipe: Recipe) -> Plan:
@@ -72,7 +77,7 @@ def plan(recipe: Recipe) -> Plan:
     all_roles = seconds["teacher"] + 2 * seconds["student"]
     sizes = recipe.benchmark.batch_sizes
     stages = [
-        StagePlan(stage="prune", seconds=2.0, what=f"width, by {recipe.prune.importance}"),
+        _prune_plan(recipe.prune, what, seconds["teacher"]),
         StagePlan(
             stage="distill",
             seconds=train.steps * train.batch_size * of_step,
@@ -107,6 +112,20 @@ def plan(recipe: Recipe) -> Plan:
         stages=stages,
         memory_mib=_memory_mib(models, what.family, train.batch_size),
     )
+
+
+def _prune_plan(settings: PruneConfig, what: Outline, forward: float) -> StagePlan:
+    """Return the stage that cuts; `forward` is the teacher's, in seconds an image."""
+    images, parts = 0.0, []
+    if (depth := settings.depth) is not None:
+        parts.append(f"depth, by {depth.rule or depth.by}")
+        if depth.rule is None and depth.by == "tinyfusion":
+            images += (1 + BACKWARD) * depth.tinyfusion.steps * depth.tinyfusion.batch_size
+        elif depth.rule is None:
+            images += forwards(depth.by, len(what.family.blocks(what.teacher_config)), depth.num_images)
+    if settings.narrows:
+        parts.append(f"width, by {settings.importance}")
+    return StagePlan(stage="prune", seconds=2.0 + images * forward, what="; ".join(parts))
 
 
 @torch.inference_mode()

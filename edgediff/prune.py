@@ -1,21 +1,39 @@
-"""The verb `prune`: a teacher → a student of fewer channels, a stock pipeline filled with what the teacher keeps."""
+"""The verb `prune`: a teacher → a student of fewer blocks, fewer channels or both, a stock pipeline of what is kept."""
 
 from __future__ import annotations
 
-from edgediff import data, model_folder, teacher
+from pathlib import Path
+from typing import Any
+
+from edgediff import model_folder, samples, teacher
 from edgediff.artifacts import atomic_folder, read_json, up_to_date, write_manifest
+from edgediff.backends import best_device
+from edgediff.data.images import Images
 from edgediff.data.order import evenly
-from edgediff.metrics.cost import model_cost
+from edgediff.families import DepthCut
+from edgediff.metrics.cost import model_cost, parameter_bytes, parameter_count
+from edgediff.model_folder import Loaded
 from edgediff.output import Output
 from edgediff.pruning import (
+    BLOCK_MEASURES,
     IMPORTANCES,
+    DepthReport,
+    WidthReport,
+    block_importance,
     check_reached,
+    choose_blocks,
     importance_scores,
+    learn_depth,
+    measurements,
+    prune_depth,
     prune_width,
+    published_cut,
+    refine,
+    removal_count,
     target_widths,
     timesteps,
 )
-from edgediff.recipe import Recipe
+from edgediff.recipe import DepthConfig, PruneConfig, Recipe
 from edgediff.results import Reached
 from edgediff.run import Run
 
@@ -23,71 +41,167 @@ from edgediff.run import Run
 def prune(run: Run, recipe: Recipe, output: Output) -> Reached:
     """Write `run.pruned`, with what was asked and what was reached in its manifest.
 
+    Blocks go first; which channels matter is then asked of the model without them.
+
     Raises: BadInputError for a target out of reach; StageFailedError naming the level when less was removed than asked.
     """
+    settings = recipe.prune
     source = teacher.resolve(recipe.teacher).folder
-    config = {"prune": recipe.prune.model_dump(mode="json")}
-    needs_data = IMPORTANCES[recipe.prune.importance].needs_data
+    config = {"prune": settings.model_dump(mode="json")}
+    needs_data = _looks_at_images(settings)
     if needs_data:
         config["data"] = recipe.data.model_dump(mode="json")
     loaded = model_folder.load(source)
-    images = data.load(recipe.data, "train", shape=loaded.sample_shape, output=output) if needs_data else None
+    encoded = Path(recipe.data.encoded or run.encoded)
+    images = samples.learned(recipe.data, "train", loaded, encoded, output) if needs_data else None
     inputs = {"teacher": loaded.sha256, **({"images": images.sha256} if images else {})}
     if up_to_date(run.pruned, stage="prune", config=config, inputs=inputs):
         reached = Reached.model_validate(read_json(run.pruned / "manifest.json")["reached"])
         output.stage("prune", f"up to date: {_sentence(reached)}")
         return reached
 
-    family, before = loaded.family, loaded.model.config
-    widths = target_widths(family, before, recipe.prune)
-    output.stage("prune", f"scoring channels by {recipe.prune.importance}")
-    with output.progress("score channels", timesteps(recipe.prune.importance, loaded.scheduler)) as progress:
-        scores = importance_scores(
-            recipe.prune.importance,
-            loaded.model,
-            family,
-            x0=None if images is None else images.batch(evenly(len(images), recipe.prune.num_images)),
-            scheduler=loaded.scheduler,
-            seed=recipe.prune.seed,
-            on_timestep=progress.advance,
-        )
-    student, report = prune_width(loaded.model, family, widths, scores)
-    if recipe.prune.ratio is not None:
-        check_reached(family, before, student.config, recipe.prune.ratio)
-    reached = Reached(
-        requested={
-            key: value
-            for key, value in recipe.prune.model_dump(include={"ratio", "params", "macs"}).items()
-            if value is not None
-        },
-        importance=recipe.prune.importance,
-        widths_before=report.widths_before,
-        widths_after=report.widths,
-        params_after=report.params,
-        bytes_after=report.bytes,
-        channels_removed=1 - sum(report.widths.values()) / sum(report.widths_before.values()),
-        params_removed=1 - report.params / report.params_before,
-        macs_removed=1 - model_cost(family, student.config).macs / model_cost(family, before).macs,
-    )
+    student: Any = loaded.model.to(best_device())
+    depth = width = None
+    record: dict[str, Any] = {}
+    if settings.depth is not None:
+        cut, importance = _choose_blocks(settings.depth, settings.seed, loaded, images, output)
+        student, depth = prune_depth(student, loaded.family, cut)
+        record |= {"kept_blocks": depth.kept, "block_importance": importance}
+    if settings.narrows:
+        student, width = _narrow(student, settings, loaded, images, output)
+        record["kept_channels"] = width.to_dict()["groups"]
+    if settings.refine != "none":
+        refine(student, settings.refine)
+    reached = _reached(settings, loaded, student, depth, width)
     with atomic_folder(run.pruned) as temporary:
-        model_folder.save(temporary, student, loaded.scheduler)
+        model_folder.save(temporary, student, loaded.scheduler, source)
         write_manifest(
             temporary,
             stage="prune",
             config=config,
             inputs=inputs,
             reached=reached.model_dump(mode="json"),
-            kept_channels=report.to_dict()["groups"],
+            **record,
         )
     output.stage("prune", _sentence(reached))
     return reached
 
 
+def _looks_at_images(settings: PruneConfig) -> bool:
+    depth = settings.depth
+    of_blocks = (
+        depth is not None
+        and depth.rule is None
+        and (depth.by == "tinyfusion" or BLOCK_MEASURES[depth.by].looks_at == "images")
+    )
+    return of_blocks or (settings.narrows and IMPORTANCES[settings.importance].needs_data)
+
+
+def _calibration(images: Images | None, count: int) -> dict[str, Any]:
+    """Return images spread over the set and what belongs to them, as arguments of whoever looks at them."""
+    if images is None:
+        return {"x0": None}
+    indices = evenly(len(images), count)
+    return {"x0": images.batch(indices), "conditioning": images.conditioning(indices)}
+
+
+def _choose_blocks(
+    depth: DepthConfig, seed: int, loaded: Loaded, images: Images | None, output: Output
+) -> tuple[DepthCut, dict[str, float]]:
+    """Return the cut that a recipe asks for, and the importance of every block where one was measured."""
+    family, model, before = loaded.family, loaded.model, loaded.model.config
+    if depth.rule is not None:
+        return published_cut(family, before, depth.rule), {}
+    blocks, count = len(family.blocks(before)), removal_count(family, before, depth)
+    if depth.by == "tinyfusion":
+        learning = depth.tinyfusion
+        output.stage("prune", f"learning which {blocks - count} of {blocks} blocks stay")
+        with output.progress("learn depth", learning.steps) as progress:
+            learned = learn_depth(
+                model,
+                family,
+                blocks - count,
+                learning,
+                **_calibration(images, learning.num_images),
+                scheduler=loaded.scheduler,
+                seed=seed,
+                on_step=lambda loss: progress.advance(note=f"loss {loss:.4g}"),
+            )
+        return family.without_blocks(before, learned.removed), learned.stay
+    output.stage("prune", f"measuring {blocks} blocks by {depth.by}")
+    with output.progress("measure blocks", measurements(depth.by, blocks)) as progress:
+        importance = block_importance(
+            depth.by,
+            model,
+            family,
+            **_calibration(images, depth.num_images),
+            scheduler=loaded.scheduler,
+            count=count,
+            seed=seed,
+            on_step=progress.advance,
+        )
+    return family.without_blocks(before, choose_blocks(family, before, depth, importance)), importance
+
+
+def _narrow(
+    model: Any, settings: PruneConfig, loaded: Loaded, images: Images | None, output: Output
+) -> tuple[Any, WidthReport]:
+    """Return the model with fewer channels."""
+    family, name = loaded.family, settings.importance
+    widths = target_widths(family, model.config, settings)
+    output.stage("prune", f"scoring channels by {name}")
+    with output.progress("score channels", timesteps(name, loaded.scheduler)) as progress:
+        scores = importance_scores(
+            name,
+            model,
+            family,
+            **_calibration(images, settings.num_images),
+            scheduler=loaded.scheduler,
+            seed=settings.seed,
+            on_timestep=progress.advance,
+        )
+    student, report = prune_width(model, family, widths, scores)
+    if settings.ratio is not None:
+        check_reached(family, model.config, student.config, settings.ratio)
+    return student, report
+
+
+def _reached(
+    settings: PruneConfig, loaded: Loaded, student: Any, depth: DepthReport | None, width: WidthReport | None
+) -> Reached:
+    """Return what was asked and what was done, over both cuts."""
+    family, model = loaded.family, loaded.model
+    asked_of_blocks: dict[str, Any] = {}
+    if settings.depth is not None:
+        asked_of_blocks = settings.depth.model_dump(include={"remove", "keep", "params", "macs", "rule"})
+    asked_of_channels = settings.model_dump(include={"ratio", "params", "macs"})
+    asked = {**{f"depth.{name}": value for name, value in asked_of_blocks.items()}, **asked_of_channels}
+    before, after = family.levels(model.config), family.levels(student.config)
+    return Reached(
+        requested={name: value for name, value in asked.items() if value is not None},
+        importance=settings.importance if width else "",
+        widths_before=before,
+        widths_after=after,
+        blocks_before=len(depth.kept) + len(depth.removed) if depth else None,
+        blocks_after=len(depth.kept) if depth else None,
+        blocks_removed=list(depth.removed) if depth else [],
+        blocks_by=settings.depth.rule or settings.depth.by if settings.depth else "",
+        refine=settings.refine,
+        params_after=parameter_count(student),
+        bytes_after=parameter_bytes(student),
+        channels_removed=1 - sum(after.values()) / sum(before.values()),
+        params_removed=1 - parameter_count(student) / parameter_count(model),
+        macs_removed=1 - model_cost(family, student.config).macs / model_cost(family, model.config).macs,
+    )
+
+
 def _sentence(reached: Reached) -> str:
-    asked = ", ".join(f"{name} {value:g}" for name, value in reached.requested.items())
+    blocks = ""
+    if reached.blocks_before is not None:
+        blocks = f"{reached.blocks_after} of {reached.blocks_before} blocks, "
     widths = ", ".join(str(width) for width in reached.widths_after.values())
     return (
-        f"asked {asked}; reached widths ({widths}): {reached.channels_removed:.1%} of the channels removed, "
-        f"{reached.params_removed:.1%} of the parameters, {reached.macs_removed:.1%} of the MACs; "
+        f"asked {reached.asked}; reached {blocks}widths ({widths}): {reached.channels_removed:.1%} of the channels "
+        f"removed, {reached.params_removed:.1%} of the parameters, {reached.macs_removed:.1%} of the MACs; "
         f"{reached.params_after:,} parameters stay, {reached.bytes_after / 1e6:.2f} MB"
     )

@@ -14,17 +14,20 @@ from torch import Tensor
 from edgediff.data.images import Images, from_bytes, to_bytes
 from edgediff.data.order import evenly
 from edgediff.diffusion.denoiser import Denoiser
-from edgediff.diffusion.sampler import SAMPLER, ddim, sample
+from edgediff.diffusion.guidance import Guided
+from edgediff.diffusion.sampler import sample, stepper, words
+from edgediff.diffusion.schedule import is_flow
 from edgediff.metrics.divergence import noise_level, noise_limit
 from edgediff.metrics.features import FeatureExtractor
 from edgediff.metrics.frechet import GaussianStatistics, frechet_distance, gaussian_statistics
 from edgediff.metrics.kid import kid
 from edgediff.metrics.paired import psnr, ssim
 from edgediff.metrics.precision_recall import precision_recall
-from edgediff.model_folder import Loaded
+from edgediff.model_folder import Loaded, decoder
 from edgediff.output import Output
 from edgediff.recipe import EvaluateConfig
 from edgediff.results import QualityProfile, QualityRow, Reference
+from edgediff.samples import Samples
 
 KID_SUBSET_SIZE, KID_SUBSETS = 1000, 100
 NEIGHBOURS = 3  # Kynkaanniemi et al. 2019
@@ -62,22 +65,41 @@ class RealImages:
     floor_noise: NDArray[np.float64]
 
 
-def draw(denoiser: Denoiser, loaded: Loaded, config: EvaluateConfig, output: Output, what: str) -> Drawn:
-    """Draw the profile's images from a model on any backend."""
+def draw(
+    denoiser: Denoiser, loaded: Loaded, config: EvaluateConfig, output: Output, what: str, reference: Samples
+) -> Drawn:
+    """Draw the profile's images from a model on any backend, decoded where its samples are latents.
+
+    A conditional model draws image i under the conditioning of the i-th reference image, counted round.
+    """
+
+    def conditioning(places: Tensor) -> dict[str, Tensor]:
+        return reference.conditioning((places + config.first_seed) % len(reference))
+
+    guided = denoiser
+    if config.guidance_scale != 1 and conditioning(torch.zeros(1, dtype=torch.int64)):
+        guided = Guided(denoiser, config.guidance_scale, reference.unconditional)
     with output.progress(f"draw {what}", config.num_images) as progress:
         raw = sample(
-            denoiser,
-            ddim(loaded.scheduler.config, clip_sample=config.clip_sample),
+            guided,
+            stepper(loaded.scheduler, clip_sample=clips(loaded, config)),
             range(config.first_seed, config.first_seed + config.num_images),
             shape=loaded.sample_shape,
             num_inference_steps=config.num_inference_steps,
             batch_size=config.batch_size,
+            conditioning=conditioning,
             on_images=progress.advance,
         )
+        raw = decoder(loaded, denoiser.device)(raw)
     # A student that diverges to NaN has failed, but its row should say so rather than stop the report of the others.
     finite = torch.nan_to_num(raw, nan=2 * DIVERGED, posinf=2 * DIVERGED, neginf=-2 * DIVERGED)
     diverged_share = float((finite.abs() > DIVERGED).float().mean())
     return Drawn(to_bytes(finite), denoiser.backend, diverged_share, raw.isfinite().flatten(1).all(dim=1).numpy())
+
+
+def clips(loaded: Loaded, config: EvaluateConfig) -> bool:
+    """Tell whether the sampler clips x0: where it is asked for and samples have the range of images."""
+    return config.clip_sample and loaded.autoencoder is None and not is_flow(loaded.scheduler)
 
 
 def real_images(
@@ -92,7 +114,7 @@ def real_images(
     return RealImages(profile, features, gaussian_statistics(features), noise_limit(noise), floor, floor_noise)
 
 
-def profile(real: RealImages, extractor: FeatureExtractor, config: EvaluateConfig) -> QualityProfile:
+def profile(real: RealImages, extractor: FeatureExtractor, config: EvaluateConfig, teacher: Loaded) -> QualityProfile:
     """Return everything a quality figure depends on beside the model."""
     return QualityProfile(
         extractor=extractor.name,
@@ -100,9 +122,10 @@ def profile(real: RealImages, extractor: FeatureExtractor, config: EvaluateConfi
         resize=extractor.resize,
         reference=real.profile,
         num_images=config.num_images,
-        sampler=SAMPLER,
+        sampler=words(teacher.scheduler),
         num_inference_steps=config.num_inference_steps,
-        clip_sample=config.clip_sample,
+        clip_sample=clips(teacher, config),
+        guidance_scale=config.guidance_scale,
         first_seed=config.first_seed,
         kid_subset_size=min(KID_SUBSET_SIZE, config.num_images),
         kid_subsets=KID_SUBSETS,

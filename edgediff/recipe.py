@@ -50,6 +50,11 @@ class DataConfig(Config):
 
     name: str = "fashion-mnist"
     folder: str | None = None
+    encoded: str | None = None  # where latents and text embeddings are kept; None: inside the run folder
+    conditioning_dropout: float = Field(0.0, ge=0, lt=1)  # share of samples told nothing, for classifier-free guidance
+    # Share of samples told of another image (random conditioning, Kim et al. 2025): a student then also meets
+    # conditions whose images are missing.
+    random_conditioning: float = Field(0.0, ge=0, le=1)
 
 
 class TrainingConfig(Config):
@@ -74,21 +79,72 @@ class TrainingConfig(Config):
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)  # beside train.jsonl
 
 
+class TinyFusionConfig(Config):
+    """How `tinyfusion` learns which blocks go (Fang et al., CVPR 2025); its authors' settings, on less data."""
+
+    group_size: int = Field(2, gt=1, le=16)  # M of N:M: neighbouring blocks of which N stay; N follows from the target
+    recovery: Literal["lora", "full", "frozen"] = "lora"  # the weight update that stands for later training
+    rank: int = Field(8, gt=0)  # of lora
+    steps: int = Field(1000, gt=0)  # theirs: 10,000 of 128 images, one pass over ImageNet
+    batch_size: int = Field(32, gt=0)
+    num_images: int = Field(1024, gt=0)  # of the training set, spread over it
+    learning_rate: float = Field(1e-4, gt=0)  # of the weight update
+    gate_learning_rate: float = Field(0.1, gt=0)  # of the choice: their 1e-3 on logits times 100, all one to Adam
+    temperature: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (4.0, 0.1)  # first and last
+
+
+BlockMeasureName = Literal["first", "last", "evenly", "random", "magnitude", "block_influence", "oracle", "laptop_diff"]
+
+
+class DepthConfig(Config):
+    """How many blocks go, by exactly one of five targets, and which ones."""
+
+    remove: float | None = Field(None, ge=0, lt=1)  # fraction of the removable blocks, rounded to whole ones
+    keep: int | None = Field(None, ge=0)  # removable blocks that stay
+    params: Count | None = Field(None, gt=0)  # parameters that stay
+    macs: Count | None = Field(None, gt=0)  # multiply-accumulates of one forward of one image
+    rule: str | None = None  # a published architecture that fits the teacher: bk_base, koala_1b, ...
+    by: BlockMeasureName | Literal["tinyfusion"] = "laptop_diff"
+    num_images: int = Field(16, gt=0)  # calibration images of block_influence, oracle and laptop_diff
+    tinyfusion: TinyFusionConfig = TinyFusionConfig()
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Self:
+        targets = ("remove", "keep", "params", "macs", "rule")
+        given = [name for name in targets if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"needs exactly one of {', '.join(targets)}; given: {', '.join(given) or 'none'}")
+        if self.by in ("evenly", "tinyfusion") and given[0] in ("params", "macs"):
+            raise ValueError(f"{self.by} chooses a number of blocks: give remove or keep, not {given[0]}")
+        return self
+
+
 class PruneConfig(Config):
-    """How much goes, by exactly one of three targets, and which channels, by their importance."""
+    """How much goes, and what: blocks first, where depth is asked for, then channels, by their importance.
+
+    Channels go by exactly one of three targets; none is needed where depth is.
+    """
 
     ratio: float | None = Field(None, ge=0, lt=1)  # fraction of channels removed
     params: Count | None = Field(None, gt=0)  # parameters that stay
     macs: Count | None = Field(None, gt=0)  # multiply-accumulates of one forward of one image
     importance: Literal["magnitude", "random", "taylor", "diff_pruning"] = "magnitude"
     num_images: int = Field(16, gt=0)  # calibration images of taylor and diff_pruning
+    depth: DepthConfig | None = None
+    refine: Literal["none", "svs", "svs_norm"] = "none"  # singular value scaling of what stays, before it is trained
     seed: int = Field(0, ge=0)
+
+    @property
+    def narrows(self) -> bool:
+        """Whether channels go, not blocks alone."""
+        return self.ratio is not None or self.params is not None or self.macs is not None
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:
         given = [name for name in ("ratio", "params", "macs") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"needs exactly one of ratio, params, macs; given: {', '.join(given) or 'none'}")
+        if len(given) > 1 or not (given or self.depth):
+            needed = "exactly one of ratio, params, macs" + ("" if given else ", or depth")
+            raise ValueError(f"needs {needed}; given: {', '.join(given) or 'none'}")
         return self
 
 
@@ -233,6 +289,7 @@ class EvaluateConfig(Config):
     num_images: int = Field(2000, gt=1)
     num_inference_steps: int = Field(50, gt=0)
     clip_sample: bool = True  # clip the x0 estimate to [-1, 1] at every step
+    guidance_scale: float = Field(1.0, ge=0)  # of conditional models, classifier-free; 1: none
     first_seed: int = Field(0, ge=0)  # image i is drawn from seed first_seed + i
     batch_size: int = Field(64, gt=0)  # changes speed only
 
@@ -266,10 +323,22 @@ class TeacherRecipe(Config):
     about: str = ""  # one sentence for the card
     license: str = "apache-2.0"  # of the weights, as Hugging Face spells it
     model: ModelConfig
-    scheduler: dict[str, Any]  # config of a DDPMScheduler
+    scheduler: dict[str, Any]  # its config; `_class_name` where it is not a DDPMScheduler
+    pipeline: str = "DDPMPipeline"  # the stock class that loads the whole folder
+    parts: str | None = None  # folder whose `vae`, text encoder and tokenizer the pipeline takes
     data: DataConfig = DataConfig()
     training: TrainingConfig
     evaluate: EvaluateConfig = EvaluateConfig()
+
+
+class AutoencoderRecipe(Config):
+    """How the autoencoder of small latent teachers is trained from nothing."""
+
+    name: str
+    config: dict[str, Any]  # of a stock AutoencoderKL
+    kl_weight: float = Field(1e-4, ge=0)  # of the latents' distance from N(0, 1)
+    data: DataConfig = DataConfig()
+    training: TrainingConfig
 
 
 AnyRecipe = TypeVar("AnyRecipe", bound=Config)

@@ -52,17 +52,37 @@ class Cost(Result):
 
 
 class Reached(Result):
-    """What pruning was asked for and what it did."""
+    """What pruning was asked for and what it did: to channels, and to blocks where `blocks_before` is given."""
 
-    requested: dict[str, float]  # one of ratio, params, macs
-    importance: str
+    requested: dict[str, float | str]  # one of ratio, params, macs; what was asked of depth as depth.remove, ...
+    importance: str  # of channels; empty when all of them stayed
     widths_before: dict[str, int]  # level → channels
     widths_after: dict[str, int]
+    blocks_before: int | None = None  # that could be removed
+    blocks_after: int | None = None
+    blocks_removed: list[str] = []  # in the order in which they ran
+    blocks_by: str = ""  # what chose them: a measure, tinyfusion, or a published rule
+    refine: str = "none"  # what was done to the weights that stayed
     params_after: int
     bytes_after: int  # of the weights, fp32
     channels_removed: float  # fraction, over all levels
     params_removed: float  # fraction
     macs_removed: float  # fraction
+
+    @property
+    def asked(self) -> str:
+        """What was asked for, in words: `depth.remove 0.5, ratio 0.25`."""
+        return ", ".join(
+            f"{name} {value if isinstance(value, str) else format(value, ',g')}"
+            for name, value in self.requested.items()
+        )
+
+    @property
+    def kind(self) -> str:
+        """What was done, in a word: width-pruned, depth-pruned, depth- and width-pruned."""
+        if self.blocks_before is None:
+            return "width-pruned"
+        return "depth- and width-pruned" if self.importance else "depth-pruned"
 
 
 class ParityCase(Result):
@@ -157,6 +177,7 @@ class QualityProfile(Result):
     sampler: str  # ddim, eta 0
     num_inference_steps: int
     clip_sample: bool
+    guidance_scale: float = 1.0  # of conditional models; 1: none
     first_seed: int
     kid_subset_size: int
     kid_subsets: int

@@ -44,6 +44,11 @@ class Run:
         return Run(self.path / "assistants" / str(place))
 
     @property
+    def encoded(self) -> Path:
+        """Latents and text embeddings of the data, which every stage shares."""
+        return self.path / "encoded"
+
+    @property
     def targets(self) -> Path:
         """Cached teacher targets, unless the recipe names another folder for them."""
         return self.path / "targets"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from edgediff import data, model_folder
+from edgediff import data, model_folder, samples
 from edgediff.backends import best_device
 from edgediff.backends.pytorch import PyTorchDenoiser
 from edgediff.metrics.cost import model_cost
@@ -22,18 +22,26 @@ from edgediff.training import log
 GRID_COLUMNS, GRID_IMAGES = 16, 96
 
 
-def write_card(folder: Path, recipe: TeacherRecipe, train_log: Path, output: Output) -> Quality:
-    """Score the pipeline in `folder`, and write README.md, samples.png, loss.svg and quality.json into it."""
+def write_card(folder: Path, recipe: TeacherRecipe, train_log: Path, encoded: Path, output: Output) -> Quality:
+    """Score the pipeline in `folder`, and write README.md, samples.png, loss.svg and quality.json into it.
+
+    Args: encoded: where text embeddings are kept.
+    """
     loaded = model_folder.load(folder)
     extractor = efficientnet_lite0()
-    reference = data.load(recipe.data, "test", shape=loaded.sample_shape, output=output)
-    training = data.load(recipe.data, "train", shape=loaded.sample_shape, output=output)
+    reference = samples.scored(recipe.data, "test", loaded, encoded, output)
+    training = data.load(recipe.data, "train", shape=reference.shape, output=output)
     real = real_images(reference, training, extractor, recipe.evaluate.num_images, output)
     drawn = draw(
-        PyTorchDenoiser(loaded.model, loaded.family, best_device()), loaded, recipe.evaluate, output, "teacher"
+        PyTorchDenoiser(loaded.model, loaded.family, best_device()),
+        loaded,
+        recipe.evaluate,
+        output,
+        "teacher",
+        reference,
     )
     quality = Quality(
-        profile=profile(real, extractor, recipe.evaluate),
+        profile=profile(real, extractor, recipe.evaluate, loaded),
         rows=[floor_row(real), model_row("teacher", drawn, real, extractor)],
     )
     lines = log.read(train_log)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import shutil
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import DDPMScheduler
 from torch import Tensor
 
-from edgediff import data, families, model_folder
-from edgediff.artifacts import atomic_folder, up_to_date, write_manifest
+from edgediff import families, model_folder, samples
+from edgediff.artifacts import atomic_folder, read_object, up_to_date, write_json, write_manifest
+from edgediff.diffusers_config import from_config
+from edgediff.diffusion import schedule
 from edgediff.diffusion.noising import check_prediction_type, prediction_target
-from edgediff.errors import BadInputError, nearest
+from edgediff.errors import BadInputError
 from edgediff.families import Family
 from edgediff.losses import diffusion
+from edgediff.model_folder import Loaded
 from edgediff.output import Output
 from edgediff.recipe import TeacherRecipe
 from edgediff.teacher_card import write_card
@@ -28,13 +31,13 @@ from edgediff.training.loop import LOG_NAME, train
 class Denoising(torch.nn.Module):
     """The diffusion loss of a model on noised images (Ho et al. 2020, L_simple)."""
 
-    def __init__(self, model: torch.nn.Module, family: Family, scheduler: DDPMScheduler) -> None:
+    def __init__(self, model: torch.nn.Module, family: Family, scheduler: Any) -> None:
         super().__init__()
         self.model, self.family, self.scheduler = model, family, scheduler
 
     def forward(self, batch: NoisedBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of a batch, for `training.loop.train`."""
-        prediction = self.family.prediction(self.model, batch.sample, batch.timestep)
+        prediction = self.family.prediction(self.model, batch.sample, batch.timestep, **batch.conditioning)
         target = prediction_target(self.scheduler, batch.x0, batch.noise, batch.timestep)
         return diffusion(prediction, target, reduction="mean").mean(), {}
 
@@ -46,16 +49,22 @@ def train_teacher(recipe: TeacherRecipe, out: Path, output: Output, *, resume: b
     Raises: BadInputError for a recipe whose model or images do not fit, or an unfinished training without `resume`;
             StageFailedError at a non-finite loss; InterruptedStageError on SIGINT.
     """
-    folder = out / "teacher"
+    folder, skeleton = out / "teacher", out / "pipeline"
+    encoded = Path(recipe.data.encoded or out / "encoded")
     family = families.of(recipe.model.class_name)
     torch.manual_seed(recipe.training.seed)
-    model = _from_config(family.model_class, recipe.model.config, "model.config").to(processes.device())
-    scheduler = _from_config(DDPMScheduler, recipe.scheduler, "scheduler")
-    check_prediction_type(scheduler.config.prediction_type)
-    shape = family.sample_shape(model.config)
-    with processes.main_first():  # who indexes what the others then find indexed
-        images = data.load(recipe.data, "train", shape=shape, output=output)
-        data.load(recipe.data, "test", shape=shape, output=output)  # of the card: missing ones are told of now
+    model = from_config(family.model_class, recipe.model.config, "model.config").to(processes.device())
+    kind = getattr(diffusers, recipe.scheduler.get("_class_name", "DDPMScheduler"))
+    scheduler = from_config(kind, recipe.scheduler, "scheduler")
+    if not schedule.is_flow(scheduler):
+        check_prediction_type(scheduler.config.prediction_type)
+    parts = skeleton if recipe.parts else None  # a model that works in pixels needs nothing beside it
+    untrained = Loaded(model, scheduler, family, "", parts)
+    with processes.main_first():  # who indexes and encodes what the others then find
+        if parts and processes.is_main():
+            _lay_out(parts, recipe, family)
+        samples.check(recipe.data, untrained, output)  # of both splits: the card's are missed now, not after hours
+        images = samples.learned(recipe.data, "train", untrained, encoded, output)
     inputs, config = {"images": images.sha256}, recipe.model_dump(mode="json")
     if up_to_date(folder, stage="teacher", config=config, inputs=inputs):
         output.stage("teacher", f"up to date: `{folder}`")
@@ -67,7 +76,7 @@ def train_teacher(recipe: TeacherRecipe, out: Path, output: Output, *, resume: b
     with output.progress("train", settings.steps, done) as progress:
         result = train(
             Denoising(model, family, scheduler),
-            Noising(images, scheduler, seed=settings.seed, device=processes.device()),
+            Noising(images, scheduler, recipe.data, seed=settings.seed, device=processes.device()),
             settings,
             checkpoints=out / "checkpoints",
             log=out / LOG_NAME,
@@ -78,8 +87,8 @@ def train_teacher(recipe: TeacherRecipe, out: Path, output: Output, *, resume: b
     if not processes.is_main():
         return folder
     with atomic_folder(folder) as temporary:
-        model_folder.save(temporary, model.half(), scheduler)
-        write_card(temporary, recipe, out / LOG_NAME, output)
+        model_folder.save(temporary, model.half(), scheduler, parts)
+        write_card(temporary, recipe, out / LOG_NAME, encoded, output)
         write_manifest(
             temporary,
             stage="teacher",
@@ -93,16 +102,40 @@ def train_teacher(recipe: TeacherRecipe, out: Path, output: Output, *, resume: b
     return folder
 
 
-def _from_config(kind: Any, config: Mapping[str, Any], key: str) -> Any:
-    """Make a stock diffusers object of a config in the recipe, which diffusers itself reads with unknown keys left out.
+def _lay_out(skeleton: Path, recipe: TeacherRecipe, family: Family) -> None:
+    """Write what a pipeline holds beside its model: an index, and the parts that were trained before.
 
-    Raises: BadInputError, naming the recipe's `key`, for unknown keys and for values that the class refuses.
+    Raises: BadInputError for an unknown pipeline class, or parts that it needs and the recipe's folder lacks.
     """
-    known = set(inspect.signature(kind.__init__).parameters) - {"self"}
-    unknown = [name for name in config if name not in known and not name.startswith("_")]
-    if unknown:
-        raise BadInputError("\n".join(f"{key}.{name}: unknown key, {nearest(name, known)}" for name in unknown))
-    try:
-        return kind.from_config(dict(config))
-    except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
-        raise BadInputError(f"{key}: {kind.__name__} refuses it: {str(error).splitlines()[0]}") from error
+    kind = getattr(diffusers, recipe.pipeline, None)
+    if kind is None:
+        raise BadInputError(f"pipeline: diffusers has no {recipe.pipeline}", "use DDPMPipeline or DiTPipeline")
+    own = {family.component: family.class_name, "scheduler": recipe.scheduler.get("_class_name", "DDPMScheduler")}
+    index: dict[str, Any] = {"_class_name": recipe.pipeline, "_diffusers_version": diffusers.__version__}
+    index |= {part: ["diffusers", of_class] for part, of_class in own.items()}
+    with atomic_folder(skeleton) as temporary:
+        for part, parameter in list(inspect.signature(kind.__init__).parameters.items())[1:]:
+            source = Path(recipe.parts or "") / part
+            if part in own:
+                continue
+            if recipe.parts and source.is_dir():
+                shutil.copytree(source, temporary / part)
+                index[part] = _class_of(source)
+            elif part in kind._optional_components:
+                index[part] = [None, None]
+            elif parameter.default is inspect.Parameter.empty:
+                raise BadInputError(
+                    f"parts: {recipe.pipeline} needs `{part}`, which is not there: `{source}`",
+                    "`edgediff teacher train-autoencoder` makes a `vae`",
+                )
+        write_json(temporary / model_folder.INDEX, index)
+
+
+def _class_of(part: Path) -> list[str]:
+    """Return library and class of a pipeline's part, as its index names them."""
+    config = read_object(part / "config.json") if (part / "config.json").is_file() else {}
+    if "_class_name" in config:
+        return ["diffusers", config["_class_name"]]
+    if "architectures" in config:
+        return ["transformers", config["architectures"][0]]
+    return ["transformers", read_object(part / "tokenizer_config.json")["tokenizer_class"]]

@@ -147,7 +147,9 @@ def test_tiles_show_the_noised_image_both_x0_and_the_error(images):
 
 def test_tiles_of_large_images_are_averaged_down():
     x0 = torch.rand(1, 3, 128, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    found = tiles(loaded(teacher_epsilon), loaded(lambda x, t: teacher_epsilon(x, t) + 0.5), HeldOut(x0, 0 * x0), AT)
+    found = tiles(
+        loaded(teacher_epsilon), loaded(lambda x, t: teacher_epsilon(x, t) + 0.5), HeldOut(x0, 0 * x0, {}), AT
+    )
     assert found.noised.shape == (3, 3, 64, 48) and found.squared_error.shape == (3, 64, 48)
     averaged = x0.view(3, 64, 2, 48, 2).mean(dim=(2, 4)) * SCHEDULER.alphas_cumprod[0].sqrt()
     assert np.abs(found.noised[0] - ((averaged + 1) * 127.5).numpy()).max() <= 0.51  # rounding to bytes

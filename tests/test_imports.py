@@ -9,17 +9,19 @@ PACKAGE = Path(edgediff.__file__).parent
 # From top to bottom; a layer may import itself and what stands below it.
 VERBS = {
     *("prune", "distill", "export", "build", "benchmark", "evaluate", "diagnose", "report", "check", "doctor", "plan"),
-    *("train_teacher", "generate"),
+    *("train_teacher", "train_autoencoder", "generate"),
 }
 LAYERS = [
     *("__main__", "cli", "pipeline"),
     *sorted(VERBS),
     *("teacher_card", "quality", "reporting", "distillation", "diagnostics"),
     "training",
-    *("roles", "backends", "model_folder", "teacher"),
+    "samples",
+    *("roles", "backends", "model_folder", "teacher", "registry"),
+    "encoding",
     *("pruning", "losses", "metrics", "data", "families"),
     "diffusion",
-    *("output", "results", "recipe", "validation", "run", "artifacts", "interrupts", "errors"),
+    *("diffusers_config", "output", "results", "recipe", "validation", "run", "artifacts", "interrupts", "errors"),
 ]
 
 

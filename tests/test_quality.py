@@ -15,6 +15,7 @@ from edgediff.metrics.divergence import noise_level, noise_limit
 from edgediff.metrics.features import efficientnet_lite0
 from edgediff.model_folder import Loaded
 from edgediff.quality import draw, floor_row, model_row, profile, real_images
+from edgediff.samples import Samples
 
 RAMP = torch.linspace(-1, 1, 28).expand(1, 28, 28)
 
@@ -51,10 +52,15 @@ def photographs(photos, small_recipe):
 
 
 @pytest.fixture(scope="module")
-def drawn(small_teacher, config, quiet):
-    model = UNet2DModel.from_config(UNet2DModel.load_config(Path(small_teacher) / "unet"))
-    loaded = Loaded(model, DDPMScheduler(), UNet2D(), "")
-    return draw(Draws(loaded.scheduler), loaded, config, quiet, "student")
+def model(small_teacher):
+    network = UNet2DModel.from_config(UNet2DModel.load_config(Path(small_teacher) / "unet"))
+    return Loaded(network, DDPMScheduler(), UNet2D(), "")
+
+
+@pytest.fixture(scope="module")
+def drawn(model, photographs, config, quiet):
+    reference = Samples(photographs[0], lambda count: {})
+    return draw(Draws(model.scheduler), model, config, quiet, "student", reference)
 
 
 def test_images_that_are_not_finite_are_known_and_still_saved(drawn, config):
@@ -65,10 +71,10 @@ def test_images_that_are_not_finite_are_known_and_still_saved(drawn, config):
     assert np.abs(drawn.pixels[2].astype(float) - ramp).max() < 8
 
 
-def test_noise_and_images_that_are_not_finite_are_the_noise_share(drawn, photographs, extractor, config, quiet):
+def test_noise_and_images_that_are_not_finite_are_the_noise_share(drawn, photographs, extractor, config, quiet, model):
     real = real_images(*photographs, extractor, config.num_images, quiet)
     reference = photographs[0].batch(torch.arange(40))
-    assert profile(real, extractor, config).noise_limit == noise_limit(noise_level(reference)) >= 0.5
+    assert profile(real, extractor, config, model).noise_limit == noise_limit(noise_level(reference)) >= 0.5
     assert floor_row(real).noise_share == 0
     row = model_row("student", drawn, real, extractor)
     assert row.noise_share == 0.5
@@ -77,9 +83,9 @@ def test_noise_and_images_that_are_not_finite_are_the_noise_share(drawn, photogr
     )  # all pixels that are not finite, and most of the noise, which is 157 times as strong
 
 
-def test_a_reference_of_noise_leaves_the_share_undefined(drawn, extractor, config, quiet):
+def test_a_reference_of_noise_leaves_the_share_undefined(drawn, extractor, config, quiet, model):
     static = np.random.default_rng(0).integers(0, 256, (20, 1, 28, 28), dtype=np.uint8)
     noise = ImageArray("static", static, np.zeros(20, np.uint8), "0")
     real = real_images(noise, noise, extractor, config.num_images, quiet)
-    assert profile(real, extractor, config).noise_limit is None
+    assert profile(real, extractor, config, model).noise_limit is None
     assert floor_row(real).noise_share is None and model_row("student", drawn, real, extractor).noise_share is None

@@ -7,6 +7,7 @@ from edgediff.errors import BadInputError
 from edgediff.losses import LOSSES
 from edgediff.recipe import (
     KD_LOSSES,
+    AutoencoderRecipe,
     Recipe,
     TeacherRecipe,
     apply_overrides,
@@ -156,6 +157,11 @@ def test_every_packaged_recipe_is_valid_and_opens_with_its_command(name):
 @pytest.mark.parametrize("path", sorted((recipes_folder() / "teachers").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_teacher_recipe_is_valid(path):
     assert check(read_yaml(path), TeacherRecipe, path.name).name == path.stem
+
+
+@pytest.mark.parametrize("path", sorted((recipes_folder() / "autoencoders").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_autoencoder_recipe_is_valid(path):
+    assert check(read_yaml(path), AutoencoderRecipe, path.name).name == path.stem
 
 
 def test_an_unknown_recipe_comes_with_the_nearest_one():

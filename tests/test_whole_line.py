@@ -13,6 +13,7 @@ from edgediff import check as gate
 from edgediff import pipeline
 from edgediff.artifacts import read_json, read_result, verify
 from edgediff.benchmark import benchmark, rotated, time_side_by_side
+from edgediff.diagnose import diagnose
 from edgediff.errors import BadInputError, CorruptArtifactError, StageFailedError
 from edgediff.evaluate import evaluate
 from edgediff.recipe import Recipe, check, dump
@@ -184,6 +185,7 @@ def test_a_role_that_is_the_teacher_is_identical_to_it(run, small_teacher, tmp_p
     student = quality.rows[-1]
     assert student.psnr_to_teacher == 100 and student.ssim_to_teacher == pytest.approx(1)
     assert student.backend == "pytorch"
+    diagnose(twin, recipe, quiet)
     assert float(load_file(twin.error_map)["squared_error"].max()) == 0
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from edgediff.errors import BadInputError, CorruptArtifactError, MissingExtraError
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
+TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
 DEVICES = {"CPUExecutionProvider": "cpu", CUDA_PROVIDER: "cuda"}
 
 
@@ -51,10 +53,12 @@ class OnnxRuntimeDenoiser:
             raise CorruptArtifactError(
                 f"ONNX Runtime cannot load: `{path}`", " ".join(str(error).split())[:200]
             ) from error
+        self.types = {found.name: TYPES[found.type] for found in self.session.get_inputs()}
         self.device = DEVICES[provider]
 
     def __call__(self, sample: Tensor, timestep: Tensor, **conditioning: Tensor) -> Tensor:
         """See `Denoiser`."""
-        feeds = {"sample": sample, "timestep": timestep, **conditioning}
-        (prediction,) = self.session.run(None, {name: value.cpu().numpy() for name, value in feeds.items()})
+        given = {"sample": sample, "timestep": timestep, **conditioning}
+        feeds = {name: value.cpu().numpy().astype(self.types[name]) for name, value in given.items()}
+        (prediction,) = self.session.run(None, feeds)
         return torch.from_numpy(prediction).to(sample.device)

@@ -23,6 +23,9 @@ from edgediff.interrupts import deferred_interrupt
 # RTX GPUs from Ampere on; SM75 (Turing) refuses fp32 matrix products and bf16.
 RTX_TARGETS = ("SM80", "SM86", "SM89", "SM120")
 
+# TensorRT's names of the types of a graph's inputs.
+TYPES = {"FLOAT": torch.float32, "HALF": torch.float16, "BF16": torch.bfloat16, "INT64": torch.int64}
+
 
 def library(backend: str) -> Any:
     """Import the library of `tensorrt_rtx` or `tensorrt`.
@@ -111,6 +114,7 @@ class EngineDenoiser:
         names = [self.engine.get_tensor_name(index) for index in range(self.engine.num_io_tensors)]
         modes = {name: self.engine.get_tensor_mode(name) for name in names}
         self.inputs = [name for name in names if modes[name] == trt.TensorIOMode.INPUT]
+        self.types = {name: TYPES[self.engine.get_tensor_dtype(name).name] for name in self.inputs}
         (self.output,) = [name for name in names if modes[name] == trt.TensorIOMode.OUTPUT]
 
     def __call__(self, sample: Tensor, timestep: Tensor, **conditioning: Tensor) -> Tensor:
@@ -120,7 +124,7 @@ class EngineDenoiser:
         """
         given = {"sample": sample, "timestep": timestep, **conditioning}
         # Kept in a variable until the stream is done: TensorRT holds addresses, not references.
-        buffers = {name: given[name].to("cuda").contiguous() for name in self.inputs}
+        buffers = {name: given[name].to("cuda", self.types[name]).contiguous() for name in self.inputs}
         for name, value in buffers.items():
             if not self.context.set_input_shape(name, tuple(value.shape)):
                 raise BadInputError(

@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgediff.data import fashion_mnist, folder
-from edgediff.data.images import Images
+from edgediff.data.images import Images, Source
 from edgediff.data.splits import Split
 from edgediff.errors import BadInputError, nearest
 from edgediff.output import Output
 from edgediff.recipe import DataConfig
 
-__all__ = ["Images", "load"]
+__all__ = ["Images", "Source", "load"]
 
 KNOWN = ("fashion-mnist", "fashion-mnist-20k")  # the second: always the packaged subset, the same on every machine
 
 
-def load(config: DataConfig, split: Split, *, shape: tuple[int, int, int], output: Output | None = None) -> Images:
+def load(config: DataConfig, split: Split, *, shape: tuple[int, int, int], output: Output | None = None) -> Source:
     """Load the images of a split for a model whose samples are of `shape` (C, H, W).
 
     Args: output: shows the reading of large sources and tells of damaged images; None: as a command does by default.

@@ -10,15 +10,16 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgediff.artifacts import atomic_file, read_object
+from edgediff.data import captions
 from edgediff.data.splits import Split, held_out
 from edgediff.data.user_cache import kept
 from edgediff.errors import BadInputError, CorruptArtifactError, MissingExtraError
@@ -49,8 +50,7 @@ class ArrowImages:
             raise MissingExtraError("pyarrow", "data", "reading Arrow and Parquet files") from error
         self.root, self.share = root, share
         self.names = _of_data_sets(root, names)
-        paths = [root / name for name in self.names]
-        columns = [_image_column(path) for path in _without_parquet(paths, output)]
+        columns = [_image_column(path) for path in _without_parquet(self._paths, output)]
         self._chunks = [(chunk.field("bytes"), chunk.field("path")) for column in columns for chunk in column.chunks]
         self._starts = np.cumsum([0, *(len(encoded) for encoded, _ in self._chunks)])
         count = int(self._starts[-1])
@@ -94,6 +94,68 @@ class ArrowImages:
         """Return the folder and the number of the row, counted over its files."""
         return f"{self.root}: row {int(self._rows[index])}"
 
+    def label(self, index: int) -> int | None:
+        """Return the number in the column of class labels; None for none, which `datasets` writes as null or -1.
+
+        Raises: BadInputError for several such columns; CorruptArtifactError for a damaged file.
+        """
+        label = None if self._labels is None else self._labels[int(self._rows[index])].as_py()
+        return None if label == -1 else label
+
+    def caption(self, index: int) -> str | None:
+        """Return the text in the column of captions, else the name of the row's class; None for neither.
+
+        Raises: BadInputError for several such columns, or files that name their classes differently;
+        CorruptArtifactError for a damaged file.
+        """
+        if self._captions is not None:
+            return self._captions[int(self._rows[index])].as_py()
+        label = self.label(index) if self._classes else None
+        return None if label is None else self._classes[label]
+
+    @cached_property
+    def _labels(self) -> pa.ChunkedArray | None:
+        return self._column(_label_column)
+
+    @cached_property
+    def _captions(self) -> pa.ChunkedArray | None:
+        return self._column(_caption_column)
+
+    @cached_property
+    def _classes(self) -> tuple[str, ...]:
+        """Names of the classes, as `datasets` notes them in the schema; empty where it does not."""
+        noted: set[tuple[str, ...]] = set()
+        for path in self._paths:
+            schema = _schema(path)
+            label = _label_column(schema, path)
+            noted.add(tuple(_features(schema).get(label, {}).get("names", ())))
+        if len(noted) > 1:
+            raise BadInputError(
+                f"tables name their classes differently: `{self.root}`",
+                "write them again with one feature `datasets.ClassLabel` for all",
+            )
+        return noted.pop()
+
+    def _column(self, choose: Callable[[pa.Schema, Path], str | None]) -> pa.ChunkedArray | None:
+        """Return the column that `choose` names in every file, over the rows of all; None where a file has none.
+
+        What is known of images is small beside them, so of Parquet it is read whole.
+        """
+        import pyarrow as pa
+
+        columns = []
+        for path in self._paths:
+            name = choose(_schema(path), path)
+            if name is None:
+                return None
+            columns.append(_read_column(path, name))
+        kind = columns[0].type
+        return pa.chunked_array([chunk for column in columns for chunk in column.cast(kind).chunks], kind)
+
+    @property
+    def _paths(self) -> list[Path]:
+        return [self.root / name for name in self.names]
+
 
 def _of_data_sets(root: Path, names: tuple[str, ...]) -> tuple[str, ...]:
     """Return the files that are parts of data sets, and not what `datasets` keeps beside them.
@@ -121,15 +183,41 @@ def _of_data_sets(root: Path, names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _image_column(path: Path) -> pa.ChunkedArray:
-    """Map an Arrow file, in the streaming format or the other, and return its column of images."""
+    """Return the column of images of an Arrow file."""
+    table = _mapped(path)
+    return table.column(_column_name(table.schema, path))
+
+
+def _mapped(path: Path) -> pa.Table:
+    """Map an Arrow file, in the streaming format or the other."""
     import pyarrow as pa
 
     with _whole(path):
         source = pa.memory_map(str(path))
         opened = pa.ipc.open_file if source.read(6) == b"ARROW1" else pa.ipc.open_stream
         source.seek(0)
-        table = opened(source).read_all()
-    return table.column(_column_name(table.schema, path))
+        return opened(source).read_all()
+
+
+def _schema(path: Path) -> pa.Schema:
+    from pyarrow import parquet
+
+    with _whole(path):
+        return parquet.read_schema(path) if path.suffix == ".parquet" else _mapped(path).schema
+
+
+def _read_column(path: Path, name: str) -> pa.ChunkedArray:
+    from pyarrow import parquet
+
+    with _whole(path):
+        # A file of its own, whatever its folder's name may say of a partition.
+        table = parquet.ParquetFile(path).read(columns=[name]) if path.suffix == ".parquet" else _mapped(path)
+        return table.column(name)
+
+
+def _features(schema: pa.Schema) -> dict[str | None, dict[str, Any]]:
+    """Return what `datasets` notes in a schema of each column, by its name."""
+    return json.loads((schema.metadata or {}).get(b"huggingface", "{}")).get("info", {}).get("features", {})
 
 
 def _column_name(schema: pa.Schema, path: Path) -> str:
@@ -137,7 +225,7 @@ def _column_name(schema: pa.Schema, path: Path) -> str:
 
     Without such a note a column of encoded images is one of {bytes, path}.
     """
-    noted = json.loads((schema.metadata or {}).get(b"huggingface", "{}")).get("info", {}).get("features", {})
+    noted = _features(schema)
     found = [
         field.name
         for field in schema
@@ -152,6 +240,37 @@ def _column_name(schema: pa.Schema, path: Path) -> str:
             "`dataset.select_columns(...)` or `dataset.cast_column(...)`",
         )
     return found[0]
+
+
+def _caption_column(schema: pa.Schema, path: Path) -> str | None:
+    """Return the name of the column that holds captions, or None for none."""
+    import pyarrow as pa
+
+    texts = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
+    return captions.column(texts, str(path))
+
+
+def _label_column(schema: pa.Schema, path: Path) -> str | None:
+    """Return the name of the column that holds class labels: numbers that `datasets` notes as such, or called `label`.
+
+    Raises: BadInputError for several.
+    """
+    import pyarrow as pa
+
+    noted = _features(schema)
+    found = [
+        field.name
+        for field in schema
+        if pa.types.is_integer(field.type)
+        and (field.name == "label" or noted.get(field.name, {}).get("_type") == "ClassLabel")
+    ]
+    if len(found) > 1:
+        columns = ", ".join(f"`{name}`" for name in found)
+        raise BadInputError(
+            f"several columns of class labels ({columns}): `{path}`",
+            "write the folder again with one of them, for example by `dataset.remove_columns(...)`",
+        )
+    return found[0] if found else None
 
 
 def _is_encoded(kind: pa.DataType) -> bool:

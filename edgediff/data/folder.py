@@ -41,7 +41,7 @@ def load(folder: Path, split: Split, shape: tuple[int, int, int], output: Output
         part = splits.part({splits.named_part(name) for name in names}, split)
         if part:
             names, divided = [name for name in names if splits.named_part(name) == part], True
-    encoded = _encoded(form, root, names, None if divided else split, output)
+    encoded = _encoded(form, folder, root, names, None if divided else split, output)
     if not len(encoded):
         raise BadInputError(
             f"no image of the folder falls to the split {split}: `{root}`",
@@ -99,9 +99,10 @@ def _files(root: Path, below: str = "") -> Iterator[str]:
             yield f"{below}{entry.name}"
 
 
-def _encoded(form: str, root: Path, names: list[str], share: Split | None, output: Output) -> Encoded:
+def _encoded(form: str, folder: Path, root: Path, names: list[str], share: Split | None, output: Output) -> Encoded:
     if form == "tars":
         return TarMembers(root, tuple(names), share, output)
     if form == "tables":
         return ArrowImages(root, tuple(names), share, output)
-    return ImageFiles(root, tuple(name for name in names if not share or splits.is_test(name) == (share == "test")))
+    chosen = tuple(name for name in names if not share or splits.is_test(name) == (share == "test"))
+    return ImageFiles(root, chosen, roots=tuple(_part(folder, part)[0] for part in splits.PARTS), top=folder)

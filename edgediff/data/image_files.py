@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from edgediff.artifacts import sha256
+from edgediff.data import captions, decoding
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Image files by index; `names` are relative to `root`, with forward slashes."""
+    """Image files by index; `names` are relative to `root`, with forward slashes.
+
+    `roots` are those of all splits, whose sub-folders are classes; `top` is the folder above them, which may describe
+    all of them in one table. Both are `root` where nothing else is said.
+    """
 
     root: Path
     names: tuple[str, ...]
+    roots: tuple[Path, ...] = ()
+    top: Path | None = None
 
     @cached_property
     def sha256(self) -> str:
@@ -41,3 +49,49 @@ class ImageFiles:
     def where(self, index: int) -> str:
         """Return the file's path."""
         return str(self.root / self.names[index])
+
+    @cached_property
+    def classes(self) -> dict[str, int]:
+        """Sub-folders that hold images, by name → number in the order of the names; the same for all splits."""
+        found = {
+            entry.name
+            for root in self.roots or (self.root,)
+            for entry in os.scandir(root)
+            if entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".") and _holds_image(entry.path)
+        }
+        return {name: number for number, name in enumerate(sorted(found))}
+
+    def label(self, index: int) -> int | None:
+        """Return the number of the sub-folder, or None for an image that is in none."""
+        folder, _, file = self.names[index].partition("/")
+        return self.classes[folder] if file else None
+
+    def caption(self, index: int) -> str | None:
+        """Return the caption: from tables of captions where there are any, else from the text file beside the image.
+
+        Raises: BadInputError for tables or texts that cannot be read.
+        """
+        path = self.root / self.names[index]
+        if self._tables is not None:
+            return self._tables.get(str(path))
+        text = path.with_suffix(".txt")
+        return captions.of_text(text.read_bytes(), str(text)) if text.is_file() else None
+
+    @cached_property
+    def _tables(self) -> dict[str, str] | None:
+        """Captions by path, of the tables that lie in the images' folders or above; None without such a table."""
+        folders = {PurePosixPath(name.rpartition("/")[0]) for name in self.names}
+        around = {self.root / each for folder in folders for each in (folder, *folder.parents)}
+        tables = [captions.metadata_file(folder) for folder in sorted(around | {self.top or self.root})]
+        found = [table for table in tables if table]
+        if not found:
+            return None
+        return {str(table.parent / name): text for table in found for name, text in captions.of_table(table).items()}
+
+
+def _holds_image(folder: str) -> bool:
+    return any(
+        os.path.splitext(name)[1].lower() in decoding.SUFFIXES and not name.startswith(".")
+        for _, _, names in os.walk(folder)
+        for name in names
+    )

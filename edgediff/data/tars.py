@@ -19,25 +19,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgediff.artifacts import atomic_file
+from edgediff.data import captions
 from edgediff.data.decoding import SUFFIXES
 from edgediff.data.splits import Split, is_test
 from edgediff.data.user_cache import kept
 from edgediff.errors import BadInputError, CorruptArtifactError, StageFailedError
 from edgediff.output import Output
 
-INDEX = "tar-index-1.npz"  # the number is the format's
+INDEX = "tar-index-2.npz"  # the number is the format's
+BESIDE = ("txt", "json", "cls")  # what may be known of an image, by what follows its sample's name
 
 
 @dataclass(frozen=True)
 class TarIndex:
     """The images of one tar, in its order: where their data begins and how long it is, (N,) int64 in bytes.
 
-    `test` (N,) says which of them the split `test` gets where nothing else divides them; `sha256` is of the images'
-    names, offsets and sizes.
+    `beside` (N, 3, 2) says the same of the files of `BESIDE` in an image's sample: beginning and length, 0 and 0 for
+    one that is not there. `test` (N,) says which of them the split `test` gets where nothing else divides them;
+    `sha256` is of the images' names, offsets and sizes.
     """
 
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64]
+    beside: NDArray[np.int64]
     test: NDArray[np.bool_]
     sha256: str
 
@@ -49,13 +53,16 @@ class TarIndex:
         """
         members: list[tarfile.TarInfo] = []
         samples: dict[str, str] = {}
+        others: dict[tuple[str, str], tuple[int, int]] = {}
         try:
             with tarfile.open(path, "r:") as tar:
                 for member in tar:
+                    sample, kind = _sample(member.name)
+                    if kind in BESIDE and member.isfile():
+                        others[sample, kind] = (member.offset_data, member.size)
                     if _is_image(member):
                         members.append(member)
-                        folder, _, file = member.name.rpartition("/")
-                        other = samples.setdefault(f"{folder}/{file.partition('.')[0]}", member.name)
+                        other = samples.setdefault(sample, member.name)
                         if other != member.name:
                             raise BadInputError(
                                 f"two images of one sample in `{path}`: `{other}`, `{member.name}`",
@@ -67,10 +74,12 @@ class TarIndex:
                     raise tarfile.ReadError(f"damaged header at byte {tar.offset}")
         except (tarfile.TarError, OSError) as error:
             raise CorruptArtifactError(f"not a whole tar: `{path}`", f"copy or download it again ({error})") from error
+        beside = [[others.get((_sample(member.name)[0], kind), (0, 0)) for kind in BESIDE] for member in members]
         lines = (f"{member.name}\0{member.offset_data}\0{member.size}\0" for member in members)
         return cls(
             np.array([member.offset_data for member in members], dtype=np.int64),
             np.array([member.size for member in members], dtype=np.int64),
+            np.array(beside, dtype=np.int64).reshape(-1, len(BESIDE), 2),
             np.array([is_test(member.name) for member in members], dtype=np.bool_),
             hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest(),
         )
@@ -80,14 +89,21 @@ class TarIndex:
         """Return an index that was kept, or None when there is none that can be read."""
         try:
             with np.load(path, allow_pickle=False) as file:
-                return cls(file["offsets"], file["sizes"], file["test"], str(file["sha256"]))
+                return cls(file["offsets"], file["sizes"], file["beside"], file["test"], str(file["sha256"]))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None
 
     def save(self, path: Path) -> None:
         """Keep it, whole or not at all."""
         with atomic_file(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, offsets=self.offsets, sizes=self.sizes, test=self.test, sha256=np.array(self.sha256))
+            np.savez(
+                file,
+                offsets=self.offsets,
+                sizes=self.sizes,
+                beside=self.beside,
+                test=self.test,
+                sha256=np.array(self.sha256),
+            )
 
 
 class TarMembers:
@@ -109,6 +125,7 @@ class TarMembers:
         self._starts = np.concatenate([[0], np.cumsum([len(rows) for rows in chosen])])
         self._offsets = np.concatenate([index.offsets[rows] for index, rows in zip(self._indices, chosen, strict=True)])
         self._sizes = np.concatenate([index.sizes[rows] for index, rows in zip(self._indices, chosen, strict=True)])
+        self._beside = np.concatenate([index.beside[rows] for index, rows in zip(self._indices, chosen, strict=True)])
 
     @cached_property
     def sha256(self) -> str:
@@ -130,13 +147,34 @@ class TarMembers:
 
         Raises: OSError when it cannot be read.
         """
-        size, offset = int(self._sizes[index]), int(self._offsets[index])
-        # Opened every time: tars may be more than a process can hold open, and opening costs a hundredth of decoding.
-        with self._path(index).open("rb", buffering=0) as file:
-            data = os.pread(file.fileno(), size, offset)
-        if len(data) != size:
-            raise OSError("the tar has become shorter")
-        return data
+        return self._data(index, int(self._offsets[index]), int(self._sizes[index]))
+
+    def label(self, index: int) -> int | None:
+        """Return the number in the sample's `.cls`, or None where there is none.
+
+        Raises: BadInputError when it is no number; CorruptArtifactError when it cannot be read.
+        """
+        data = self._known(index, "cls")
+        try:
+            return None if data is None else int(data)
+        except ValueError as error:
+            raise BadInputError(
+                f"class label is no number: {data!r} beside `{self.where(index)}`", "write the tar again"
+            ) from error
+
+    def caption(self, index: int) -> str | None:
+        """Return the sample's `.txt`, else the `caption` of its `.json`, or None where there is neither.
+
+        Raises: BadInputError for what is no text or no JSON object; CorruptArtifactError when it cannot be read.
+        """
+        # Not `where`, which searches the tar: most captions are read without a mistake.
+        tar = self._tar(index)
+        where = f"{self.paths[tar]}: image {index - int(self._starts[tar]) + 1} of the split"
+        text = self._known(index, "txt")
+        if text is not None:
+            return captions.of_text(text, where)
+        fields = self._known(index, "json")
+        return None if fields is None else captions.of_json(fields, where)
 
     def where(self, index: int) -> str:
         """Return the tar's path and the member's name, looked up in the tar."""
@@ -148,8 +186,38 @@ class TarMembers:
             return str(path)
         return f"{path}: {name}"
 
+    def _known(self, index: int, kind: str) -> bytes | None:
+        """Return the file of a kind in an image's sample."""
+        offset, size = self._beside[index, BESIDE.index(kind)].tolist()
+        if offset == 0:  # where the first member's header is
+            return None
+        try:
+            return self._data(index, offset, size)
+        except OSError as error:
+            raise CorruptArtifactError(
+                f"sample cannot be read: `{self.where(index)}`", f"restore it ({error})"
+            ) from error
+
+    def _data(self, index: int, offset: int, size: int) -> bytes:
+        # Opened every time: tars may be more than a process can hold open, and opening costs a hundredth of decoding.
+        with self._path(index).open("rb", buffering=0) as file:
+            data = os.pread(file.fileno(), size, offset)
+        if len(data) != size:
+            raise OSError("the tar has become shorter")
+        return data
+
     def _path(self, index: int) -> Path:
-        return self.paths[int(np.searchsorted(self._starts, index, side="right")) - 1]
+        return self.paths[self._tar(index)]
+
+    def _tar(self, index: int) -> int:
+        return int(np.searchsorted(self._starts, index, side="right")) - 1
+
+
+def _sample(name: str) -> tuple[str, str]:
+    """Return the sample that a member belongs to, and what kind of file it is there, in small letters."""
+    folder, _, file = name.rpartition("/")
+    stem, _, kind = file.partition(".")
+    return f"{folder}/{stem}", kind.lower()
 
 
 def _is_image(member: tarfile.TarInfo) -> bool:

@@ -38,10 +38,9 @@ def errors_by_timestep(
     for batch in held_out(images, evenly(len(images), num_images), batch_size):
         for place, timestep in enumerate(timesteps):
             at = timestep.expand(len(batch.x0))
-            sample = batch.noised(teacher, at)
-            expected = predict("teacher", teacher, sample, at, teacher)
+            expected = predict("teacher", teacher, batch, at, teacher)
             for name, model in models.items():
-                rows[name][place].append(compared(predict(name, model, sample, at, teacher), expected))
+                rows[name][place].append(compared(predict(name, model, batch, at, teacher), expected))
             advance(len(at))
     return {
         name: [summary(int(timestep), torch.cat(parts)) for timestep, parts in zip(timesteps, places, strict=True)]

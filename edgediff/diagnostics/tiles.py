@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,18 +30,29 @@ class Tiles:
     squared_error: NDArray[np.float32]
 
 
-def tiles(teacher: Loaded, student: Loaded, image: HeldOut, timesteps: Tensor) -> Tiles:
+def tiles(
+    teacher: Loaded,
+    student: Loaded,
+    image: HeldOut,
+    timesteps: Tensor,
+    decode: Callable[[Tensor], Tensor] = lambda images: images,
+) -> Tiles:
     """Return what both models say of one image (1, C, H, W) at the timesteps (T,) int64.
 
     The error is that of the predictions, in the teacher's prediction type (Han et al. 2026, figures 3 and 8).
+    Args: decode: from samples to images, for models whose samples are latents.
     Raises: StageFailedError for a prediction that is not finite.
     """
-    image = HeldOut(*(value.expand(len(timesteps), *value.shape[1:]) for value in (image.x0, image.noise)))
-    sample = image.noised(teacher, timesteps)
-    expected = predict("teacher", teacher, sample, timesteps, teacher)
-    said = predict("student", student, sample, timesteps, teacher)
+    image = image.repeated(len(timesteps))
+    expected = predict("teacher", teacher, image, timesteps, teacher)
+    said = predict("student", student, image, timesteps, teacher)
     error = (said.value - expected.value).square().mean(1, keepdim=True)
-    return Tiles(_bytes(sample), _bytes(expected.x0), _bytes(said.x0), _smaller(error)[:, 0].float().numpy())
+    return Tiles(
+        noised=_bytes(decode(image.noised(teacher, timesteps))),
+        teacher_x0=_bytes(decode(expected.x0)),
+        student_x0=_bytes(decode(said.x0)),
+        squared_error=_smaller(error)[:, 0].float().numpy(),
+    )
 
 
 def _bytes(images: Tensor) -> NDArray[np.uint8]:

@@ -18,7 +18,9 @@ class Denoiser(Protocol):
     precision: str
 
     def __call__(self, sample: Tensor, timestep: Tensor, **conditioning: Tensor) -> Tensor:
-        """Predict from `sample` (B, C, H, W) float32 and `timestep` (B,) int64, on the CPU or the own device.
+        """Predict from `sample` (B, C, H, W) float32 and `timestep` (B,), on the CPU or the own device.
+
+        Timesteps are int64, and float32 where a flow-matching sampler visits fractions of them.
 
         Returns: (B, C, H, W) float32 in the model's own prediction type, on the device of `sample`.
         """

@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
+from edgediff.diffusion import schedule
 from edgediff.errors import BadInputError
 
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")  # of DDPM's kind of schedule; flow matching has one
 
 
 def check_prediction_type(prediction_type: str) -> None:
@@ -20,10 +21,12 @@ def check_prediction_type(prediction_type: str) -> None:
 
 
 def prediction_target(scheduler: Any, x0: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
-    """Return what a model of the scheduler's `prediction_type` should predict: eps, v or x0, (B, C, H, W).
+    """Return what a model of this scheduler should predict: eps, v, x0 or the flow's velocity, (B, C, H, W).
 
     Raises: BadInputError for any other prediction type.
     """
+    if schedule.is_flow(scheduler):
+        return noise - x0
     prediction_type = scheduler.config.prediction_type
     check_prediction_type(prediction_type)
     if prediction_type == "epsilon":

@@ -1,6 +1,6 @@
-"""One prediction in three spaces: eps, v and x0 say the same of a known x_t, each through its own affine map.
+"""One prediction in several spaces: eps, v, x0 and flow say the same of a known x_t, each through its own affine map.
 
-With a = sqrt(alpha_bar_t) and s = sqrt(1 - alpha_bar_t): x_t = a·x0 + s·eps and v = a·eps - s·x0 (Salimans & Ho 2022).
+With x_t = a·x0 + s·eps (`schedule`): v = a·eps - s·x0 (Salimans & Ho 2022), and flow = eps - x0, where a + s = 1.
 """
 
 from __future__ import annotations
@@ -11,28 +11,22 @@ import torch
 from torch import Tensor
 
 from edgediff.diffusion.noising import check_prediction_type
+from edgediff.diffusion.schedule import FLOW, coefficients, prediction_type
+from edgediff.errors import BadInputError
 
 Threshold = Literal["none", "clip", "dynamic"]
 SMALLEST = 1e-5  # of a or s as a divisor; a schedule of zero terminal SNR has a = 0 at its last timestep
 
 
-def coefficients(scheduler: Any, timestep: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a and s of x_t = a·x0 + s·eps at the timesteps (B,), float32 at least, shaped to broadcast over `like`."""
-    dtype = torch.promote_types(like.dtype, torch.float32)
-    alpha_bar = scheduler.alphas_cumprod.to(like.device, dtype)[timestep.to(like.device)]
-    alpha_bar = alpha_bar.view(-1, *(1,) * (like.dim() - 1))
-    return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-
-
 def snr(scheduler: Any, timestep: Tensor) -> Tensor:
-    """Return the signal-to-noise ratio alpha_bar / (1 - alpha_bar) at the timesteps (B,), on their device."""
-    alpha_bar = scheduler.alphas_cumprod.to(timestep.device)[timestep]
-    return alpha_bar / (1 - alpha_bar)
+    """Return the signal-to-noise ratio a² / s² at the timesteps (B,), on their device."""
+    a, s = coefficients(scheduler, timestep, timestep)
+    return (a / s.clamp(min=SMALLEST)).square()
 
 
 def predicted_x0(prediction: Tensor, sample: Tensor, timestep: Tensor, scheduler: Any) -> Tensor:
     """Return the x0 (B, C, H, W) that a prediction of the scheduler's `prediction_type` at x_t means."""
-    return convert(prediction, sample, timestep, scheduler, scheduler.config.prediction_type, "sample")
+    return convert(prediction, sample, timestep, scheduler, prediction_type(scheduler), "sample")
 
 
 def convert(
@@ -55,13 +49,15 @@ def convert(
               thresholding (Saharia et al. 2022). Without a change of type nothing is touched.
     Raises: BadInputError for an unknown type.
     """
-    check_prediction_type(source)
-    check_prediction_type(target)
+    for name in {source, target} - {FLOW}:
+        check_prediction_type(name)
     if source == target:
         return prediction
     dtype = torch.promote_types(prediction.dtype, torch.float32)
     prediction, sample = prediction.to(dtype), sample.to(dtype)
     a, s = coefficients(scheduler, timestep, prediction)
+    if FLOW in (source, target):
+        return _of_straight_path(prediction, sample, s, source, target)
     if threshold == "none" and "sample" not in (source, target):
         # Between eps and v the way through x0 would divide by a, which is all but 0 at high noise, and back.
         if source == "v_prediction":
@@ -76,6 +72,21 @@ def convert(
         return x0
     eps = (sample - a * x0) / s.clamp(min=SMALLEST)
     return eps if target == "epsilon" else a * eps - s * x0
+
+
+def _of_straight_path(prediction: Tensor, sample: Tensor, s: Tensor, source: str, target: str) -> Tensor:
+    """Convert between the velocity of flow matching and x0, where x_t = x0 + s·velocity; its samples have no range.
+
+    Raises: BadInputError for a type of another kind of schedule.
+    """
+    if {source, target} != {FLOW, "sample"}:
+        raise BadInputError(
+            f"a flow-matching model does not predict {target if source == FLOW else source}",
+            "leave `student_prediction` and `kd_space` out for flow-matching teachers",
+        )
+    if source == FLOW:
+        return sample - s * prediction
+    return (sample - prediction) / s.clamp(min=SMALLEST)
 
 
 def thresholded(x0: Tensor, scheduler: Any, threshold: Threshold) -> Tensor:

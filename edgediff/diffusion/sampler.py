@@ -1,4 +1,7 @@
-"""Deterministic sampling (DDIM, eta 0; Song et al. 2021) over any Denoiser: a seed is an image."""
+"""Deterministic sampling over any Denoiser: a seed is an image.
+
+DDIM with eta 0 (Song et al. 2021), and Euler steps for flow matching, which are the same thing for straight paths.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from edgediff.diffusion.denoiser import Denoiser
+from edgediff.diffusion.schedule import is_flow
 from edgediff.errors import BadInputError
 
-SAMPLER = "ddim, eta 0, trailing timesteps"
-"""What `sample` does, in words for evaluation profiles."""
+
+def words(scheduler: Any) -> str:
+    """Return what `sample` does with models of this scheduler, in words for evaluation profiles."""
+    if is_flow(scheduler):
+        return f"euler, flow matching, shift {scheduler.config.shift:g}"
+    return "ddim, eta 0, trailing timesteps"
 
 
 def check_steps(scheduler_config: Mapping[str, Any], num_inference_steps: int) -> None:
@@ -37,6 +45,13 @@ def ddim(scheduler_config: Mapping[str, Any], *, clip_sample: bool) -> DDIMSched
     )
 
 
+def stepper(scheduler: Any, *, clip_sample: bool) -> Any:
+    """Return the scheduler that samples from a model trained with `scheduler`; flow matching clips no x0."""
+    if is_flow(scheduler):
+        return FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
+    return ddim(scheduler.config, clip_sample=clip_sample)
+
+
 def initial_noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
     """Return noise (len(seeds), C, H, W), each image drawn from its own seed."""
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
@@ -45,28 +60,32 @@ def initial_noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
 @torch.inference_mode()
 def sample(
     denoiser: Denoiser,
-    scheduler: DDIMScheduler,
+    scheduler: Any,
     seeds: Sequence[int],
     *,
     shape: tuple[int, int, int],
     num_inference_steps: int,
     batch_size: int,
+    conditioning: Callable[[Tensor], Mapping[str, Tensor]] = lambda places: {},
     on_images: Callable[[int], None] = lambda count: None,
 ) -> Tensor:
     """Draw one image a seed; `batch_size` changes the speed, not the images (beyond float rounding).
 
-    Args: shape: (C, H, W). on_images: called with the number of images finished since the last call.
+    Args: scheduler: a `stepper`. shape: (C, H, W).
+          conditioning: from places (B,) in `seeds` to the rows of the model's other inputs.
+          on_images: called with the number of images finished since the last call.
     Returns: (len(seeds), C, H, W) float32, not clamped: how far values leave [-1, 1] shows a diverging model.
     Raises: BadInputError for more inference steps than the model was trained with.
     """
     check_steps(scheduler.config, num_inference_steps)
-    scheduler.set_timesteps(num_inference_steps)
     images = []
-    for first in range(0, len(seeds), batch_size):
-        x = initial_noise(seeds[first : first + batch_size], shape)
+    for places in torch.arange(len(seeds)).split(batch_size):
+        scheduler.set_timesteps(num_inference_steps)  # anew: some count the steps that they have taken
+        x = initial_noise([seeds[place] for place in places], shape)
+        rows = conditioning(places)
         for timestep in scheduler.timesteps:
-            prediction = denoiser(x, timestep.expand(len(x)))
-            x = scheduler.step(prediction, timestep, x, eta=0.0).prev_sample
+            prediction = denoiser(x, timestep.expand(len(x)), **rows)
+            x = scheduler.step(prediction, timestep, x).prev_sample
         images.append(x)
         on_images(len(x))
     return torch.cat(images)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from edgediff.diffusion.parameterisation import snr
+from edgediff.diffusion.schedule import FLOW, cleanest, coefficients
 
 GAMMA = 5.0  # Hang et al. 2023, their best
 
@@ -17,6 +18,7 @@ SCALE: dict[str, Callable[[Tensor], Tensor]] = {
     "epsilon": lambda ratio: ratio,
     "v_prediction": lambda ratio: ratio + 1,
     "sample": torch.ones_like,
+    FLOW: lambda ratio: (ratio.sqrt() + 1).square(),
 }
 
 
@@ -39,12 +41,16 @@ def timestep_weights(kind: str, scheduler: Any, timestep: Tensor, prediction_typ
     elif kind == "snr_truncated":
         of_x0 = ratio.clamp(min=1.0)
     else:
-        of_x0 = angular_speed(scheduler).to(timestep.device)[timestep] * SCALE["v_prediction"](ratio)
+        of_x0 = angular_speed(scheduler).to(timestep.device)[timestep - cleanest(scheduler)] * SCALE["v_prediction"](
+            ratio
+        )
     return of_x0 / SCALE[prediction_type](ratio)
 
 
 def angular_speed(scheduler: Any) -> Tensor:
     """Return how fast the angle from data to noise grows at every timestep, (T,), with mean 1."""
-    angle = scheduler.alphas_cumprod.double().sqrt().clamp(max=1).acos()
-    (speed,) = torch.gradient(angle)
-    return (speed / speed.mean()).to(scheduler.alphas_cumprod.dtype)
+    first = cleanest(scheduler)
+    timesteps = torch.arange(first, first + scheduler.config.num_train_timesteps)
+    a, s = coefficients(scheduler, timesteps, torch.empty(len(timesteps), dtype=torch.float64))
+    (speed,) = torch.gradient(torch.atan2(s, a))
+    return (speed / speed.mean()).float()

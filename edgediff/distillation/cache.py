@@ -11,13 +11,10 @@ match its own (never written, torn by a crash, damaged) is computed again.
 
 from __future__ import annotations
 
-import json
 import os
 import time
-import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,12 +23,12 @@ from torch import Tensor
 
 from edgediff.artifacts import atomic_file, read_object, write_json
 from edgediff.data.order import visited
+from edgediff.data.shards import CHECKSUMS, SHARD_BYTES, Shard, checksum, refuse_another
 from edgediff.distillation.targets import LiveTeacher, Targets
-from edgediff.errors import BadInputError, StageFailedError
+from edgediff.errors import StageFailedError
 from edgediff.training.batches import NoisedBatch
 
 FORMAT = 1
-SHARD_BYTES = 64 * 2**20  # about; small enough to be made in a moment
 LARGEST_HALF = 65504.0
 COST = "teacher_seconds_a_target"  # in the manifest, beside the identity
 
@@ -67,7 +64,7 @@ class TargetCache:
         self.hits = self.misses = 0
         self.live_seconds = 0.0
         self.seconds_a_target = 0.0  # of the teacher, as those who filled the cache measured it
-        self._shards: dict[int, _Shard] = {}
+        self._shards: dict[int, _GrowingShard] = {}
         self._entries_a_shard: int | None = None  # known from the first shard on
         self._growing = True
         wanted = {"format": str(FORMAT), "features": "yes" if live.features else "no", **identity}
@@ -77,12 +74,8 @@ class TargetCache:
             if found.get("features") == "yes" and not live.features:
                 # It serves predictions too; what it lacks must be computed whole.
                 self.live, wanted["features"] = LiveTeacher(live.teachers, features=True), "yes"
-            differing = [name for name in sorted({*wanted, *found}) if wanted.get(name) != found.get(name)]
-            if differing:
-                raise BadInputError(
-                    f"the target cache was made with another {', '.join(differing)}: `{folder}`",
-                    "give another folder with `distill.cache.folder=`, or delete this one",
-                )
+            hint = "give another folder with `distill.cache.folder=`, or delete this one"
+            refuse_another("target cache", folder, wanted, found, hint)
         else:
             write_json(folder / "manifest.json", wanted)
         self._identity = wanted
@@ -140,7 +133,7 @@ class TargetCache:
 
     def _read(self, number: int) -> list[np.ndarray] | None:
         shard = self._shard(number, None)
-        return shard.read(number % shard.entries, self.maps) if shard else None
+        return shard.read(number % shard.entries, shard.names[: self.maps]) if shard else None
 
     def _write(self, number: int, row: list[np.ndarray]) -> None:
         shard = self._shard(number, row)
@@ -151,12 +144,12 @@ class TargetCache:
         except OSError as error:
             self._stop_growing(error)
 
-    def _shard(self, number: int, row: list[np.ndarray] | None) -> _Shard | None:
+    def _shard(self, number: int, row: list[np.ndarray] | None) -> _GrowingShard | None:
         """Return the shard of an entry, made to hold rows like `row` where it is not there and one is given."""
         if self._entries_a_shard is None:
             first = next(self.folder.glob("shard-*.safetensors"), None)
             if first is not None:
-                self._entries_a_shard = _Shard(first).entries
+                self._entries_a_shard = Shard(first).entries
             elif row is not None:
                 self._entries_a_shard = max(1, min(self.count, SHARD_BYTES // sum(maps.nbytes for maps in row)))
             else:
@@ -166,13 +159,13 @@ class TargetCache:
             path = self.folder / f"shard-{index:05}.safetensors"
             if not path.exists() and (row is None or not self._growing or not self._make(path, row)):
                 return None
-            self._shards[index] = _Shard(path)
+            self._shards[index] = _GrowingShard(path)
         return self._shards[index]
 
     def _make(self, path: Path, row: list[np.ndarray]) -> bool:
         """Make a shard of zeros; return whether the disk had room for it."""
         entries = self._entries_a_shard or 1
-        tensors: dict[str, np.ndarray] = {"crc32": np.zeros((entries, len(row)), np.uint32)}
+        tensors: dict[str, np.ndarray] = {CHECKSUMS: np.zeros((entries, len(row)), np.uint32)}
         for place, maps in enumerate(row):
             tensors[f"map{place:03}"] = np.zeros((entries, *maps.shape), np.float16)
         try:
@@ -189,47 +182,20 @@ class TargetCache:
         self._growing = False
 
 
-class _Shard:
-    """One file: read through a memory map, written through the file, whose errors are not fatal signals."""
+class _GrowingShard(Shard):
+    """A shard that is written through its file, whose errors are not fatal signals as those of a map are."""
 
     def __init__(self, path: Path) -> None:
         self.descriptor = os.open(path, os.O_RDWR)
-        length = int.from_bytes(os.pread(self.descriptor, 8, 0), "little")
-        header: dict[str, Any] = json.loads(os.pread(self.descriptor, length, 8))
-        header.pop("__metadata__", None)
-        base = 8 + length
-        kinds = {"F16": np.float16, "U32": np.uint32}
-        self.offsets = {name: base + what["data_offsets"][0] for name, what in header.items()}
-        self.tensors = {
-            name: np.memmap(path, kinds[what["dtype"]], "r", self.offsets[name], tuple(what["shape"]))
-            for name, what in header.items()
-        }
-        self.checksums = self.tensors.pop("crc32")
-        self.maps = [self.tensors[name] for name in sorted(self.tensors)]
-        self.entries = len(self.checksums)
-
-    def read(self, place: int, count: int | None) -> list[np.ndarray] | None:
-        """Return the first `count` maps of an entry (None: all), or None where they do not match their checksums."""
-        maps = [np.array(values[place]) for values in self.maps[:count]]
-        expected = self.checksums[place][:count].tolist()
-        return maps if all(map(_matches, maps, expected)) else None
+        super().__init__(path)
 
     def write(self, place: int, maps: list[np.ndarray]) -> None:
         """Write an entry, its checksums last."""
-        for name, values in zip(sorted(self.tensors), maps, strict=True):
+        for name, values in zip(self.names, maps, strict=True):
             data = np.ascontiguousarray(values).tobytes()
             os.pwrite(self.descriptor, data, self.offsets[name] + place * len(data))
-        checksums = np.array([_checksum(values) for values in maps], np.uint32).tobytes()
-        os.pwrite(self.descriptor, checksums, self.offsets["crc32"] + place * len(checksums))
+        checksums = np.array([checksum(values) for values in maps], np.uint32).tobytes()
+        os.pwrite(self.descriptor, checksums, self.offsets[CHECKSUMS] + place * len(checksums))
 
     def __del__(self) -> None:
         os.close(self.descriptor)
-
-
-def _matches(values: np.ndarray, expected: int) -> bool:
-    return expected != 0 and _checksum(values) == expected
-
-
-def _checksum(values: np.ndarray) -> int:
-    """Return a CRC-32 that is never 0, which stands for a map that was not written."""
-    return zlib.crc32(np.ascontiguousarray(values).data) or 1

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgediff.diffusion import schedule
 from edgediff.diffusion.noising import prediction_target
 from edgediff.diffusion.parameterisation import convert
 from edgediff.diffusion.weighting import timestep_weights
@@ -37,8 +38,8 @@ class Distillation(nn.Module):
         super().__init__()
         self.student = student.model
         self.family, self.scheduler, self.config = student.family, student.scheduler, config
-        self.own = student.scheduler.config.prediction_type
-        self.theirs = teacher.scheduler.config.prediction_type
+        self.own = schedule.prediction_type(student.scheduler)
+        self.theirs = schedule.prediction_type(teacher.scheduler)
         self.space = config.kd_space or self.own
         self.with_features = uses_features(config)
         if any(LOSSES[name].adapters for name in config.kd):
@@ -52,10 +53,11 @@ class Distillation(nn.Module):
         """Return the scalar loss and the detached quantities to log: every term, and the fit of LIFT and PLACE."""
         config = self.config
         features: tuple[Tensor, ...] = ()
+        student, sample, timestep, told = self.student, batch.sample, batch.timestep, batch.conditioning
         if self.with_features:
-            prediction, features = self.family.prediction_and_features(self.student, batch.sample, batch.timestep)
+            prediction, features = self.family.prediction_and_features(student, sample, timestep, **told)
         else:
-            prediction = self.family.prediction(self.student, batch.sample, batch.timestep)
+            prediction = self.family.prediction(student, sample, timestep, **told)
         target = prediction_target(self.scheduler, batch.x0, batch.noise, batch.timestep)
         terms = {}
         if config.diffusion_weight:

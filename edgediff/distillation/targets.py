@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from edgediff.data.order import mixed
 from edgediff.diffusion.parameterisation import convert
+from edgediff.diffusion.schedule import prediction_type
 from edgediff.errors import BadInputError
 from edgediff.losses import LOSSES
 from edgediff.model_folder import Loaded
@@ -72,13 +73,14 @@ class LiveTeacher:
     def __call__(self, entries: Tensor, batch: NoisedBatch) -> Targets:
         """Return what the teachers say now, in float32 and in the prediction type of the first one."""
         if len(self.teachers) == 1:
-            return self._of(self.teachers[0], batch.sample, batch.timestep)
+            return self._of(self.teachers[0], batch.sample, batch.timestep, batch.conditioning)
         drawn = torch.tensor([mixed(TEACHER_STREAM, entry) % len(self.teachers) for entry in entries.tolist()])
         maps: list[Tensor] = []
         for index, teacher in enumerate(self.teachers):
             rows = (drawn == index).to(batch.sample.device)
             if rows.any():
-                said = self._of(teacher, batch.sample[rows], batch.timestep[rows])
+                conditioning = {name: values[rows] for name, values in batch.conditioning.items()}
+                said = self._of(teacher, batch.sample[rows], batch.timestep[rows], conditioning)
                 maps = maps or [
                     part.new_empty(len(rows), *part.shape[1:]) for part in (said.prediction, *said.features)
                 ]
@@ -86,15 +88,15 @@ class LiveTeacher:
                     whole[rows] = part
         return Targets(maps[0], tuple(maps[1:]))
 
-    def _of(self, teacher: Loaded, sample: Tensor, timestep: Tensor) -> Targets:
+    def _of(self, teacher: Loaded, sample: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor]) -> Targets:
         """Return what one teacher says of samples (B, C, H, W)."""
         family = teacher.family
         features: tuple[Tensor, ...] = ()
         if self.features:
-            prediction, features = family.prediction_and_features(teacher.model, sample, timestep)
+            prediction, features = family.prediction_and_features(teacher.model, sample, timestep, **conditioning)
         else:
-            prediction = family.prediction(teacher.model, sample, timestep)
-        first, own = (of.scheduler.config.prediction_type for of in (self.teachers[0], teacher))
+            prediction = family.prediction(teacher.model, sample, timestep, **conditioning)
+        first, own = (prediction_type(of.scheduler) for of in (self.teachers[0], teacher))
         prediction = convert(prediction.float(), sample, timestep, teacher.scheduler, own, first)
         return Targets(prediction, tuple(map_.float() for map_ in features))
 

@@ -7,11 +7,14 @@ from torch import nn
 from edgediff.errors import BadInputError
 from edgediff.families.base import Config, DepthCut, Family, Widths
 from edgediff.families.coupling import Group, Member
+from edgediff.families.dit import DiT
+from edgediff.families.mmdit import MMDiT
 from edgediff.families.unet2d import UNet2D
+from edgediff.families.unet2d_condition import UNet2DCondition
 
 __all__ = ["FAMILIES", "Config", "DepthCut", "Family", "Group", "Member", "Widths", "of"]
 
-FAMILIES: dict[str, Family] = {family.class_name: family for family in (UNet2D(),)}
+FAMILIES: dict[str, Family] = {family.class_name: family for family in (UNet2D(), UNet2DCondition(), DiT(), MMDiT())}
 
 
 def of(model: nn.Module | type[nn.Module] | str) -> Family:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -27,7 +27,8 @@ class DepthCut:
 
     Args: config: the student's.
           sources: module of the student → module of the teacher whose weights it takes, for those whose name changes;
-              all other modules have the teacher's names. Names are prefixes: `transformer_blocks.3`.
+              all other modules have the teacher's names. Names are prefixes, of which the longest counts:
+              `transformer_blocks.3`.
     """
 
     config: dict[str, Any]
@@ -84,7 +85,8 @@ class Family(ABC):
 
         Found by tracing; families that tracing does not serve (adaptive norms, joint attention) name them by hand.
         """
-        return traced_groups(self.build(config, "meta"), self.example_inputs(config, device="meta"), self.fixed_outputs)
+        inputs = self.example_inputs(config, device="meta")
+        return traced_groups(self.build(config, "meta"), inputs, self.fixed_outputs, self.prediction)
 
     def blocks(self, config: Config) -> tuple[str, ...]:
         """Return the blocks that depth pruning can remove, each on its own, in the order in which they run.
@@ -101,6 +103,10 @@ class Family(ABC):
         """
         raise BadInputError(f"depth pruning does not support the family {self.name}", "prune its width")
 
+    def depth_rules(self, config: Config) -> dict[str, Callable[[Config], DepthCut]]:
+        """Return the published depth cuts that are made for this config, by name."""
+        return {}
+
     @abstractmethod
     def fixed_slices(self, teacher_config: Config, student_config: Config) -> dict[str, dict[int, list[int]]]:
         """Return the slices that the config dictates, whatever the importance: parameter name → axis → kept indices."""
@@ -113,6 +119,19 @@ class Family(ABC):
 
         Args: resolution: side of the square sample in pixels (or latents); the config's sample size when None.
         """
+
+    def conditioning_names(self, config: Config) -> tuple[str, ...]:
+        """Return the names of what the model takes beside sample and timestep."""
+        return self.input_names(config)[2:]
+
+    def unconditional(self, config: Config, count: int) -> dict[str, Tensor]:
+        """Return the class labels that stand for no class, (count,) int64 by argument name.
+
+        Raises: BadInputError when the model has none.
+        """
+        raise BadInputError(
+            f"the family {self.name} has no label for `no class`, so it cannot be guided", "use `guidance_scale=1`"
+        )
 
     def sample_shape(self, config: Config) -> tuple[int, int, int]:
         """Return (C, H, W) of one sample."""
@@ -132,6 +151,10 @@ class Family(ABC):
             f"the family {self.name} gives no feature points",
             "choose losses that look at predictions only, such as place or output",
         )
+
+    def feature_map(self, output: Any, sample: Tensor) -> Tensor:
+        """Return the map (B, C_i, H_i, W_i) in what a feature point put out for the model's sample (B, C, H, W)."""
+        return output[0] if isinstance(output, tuple) else output  # blocks return skips too
 
     def feature_widths(self, config: Config) -> tuple[int, ...]:
         """Return the channels of the maps at the feature points, found on the meta device.
@@ -155,7 +178,7 @@ class Family(ABC):
         features: list[Tensor] = []
 
         def record(module: torch.nn.Module, inputs: Any, output: Any) -> None:
-            features.append(output[0] if isinstance(output, tuple) else output)  # blocks return skips too
+            features.append(self.feature_map(output, sample))
 
         handles = [point.register_forward_hook(record) for point in self.feature_points(model)]
         try:

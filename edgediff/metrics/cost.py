@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from edgediff.families import Config, Family
@@ -39,9 +39,18 @@ def macs(module: nn.Module, example_inputs: Mapping[str, Any]) -> int:
 
     Args: example_inputs: keyword arguments of the forward; the batch size multiplies the result.
     """
+    return _counted(lambda: module(**example_inputs))
+
+
+def prediction_macs(family: Family, model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
+    """Return the `macs` of one prediction of a family's model, from the inputs that the family names."""
+    return _counted(lambda: family.prediction(model, **inputs))
+
+
+def _counted(forward: Callable[[], Any]) -> int:
     counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
     with torch.no_grad(), counter:
-        module(**example_inputs)
+        forward()
     return counter.get_total_flops() // 2
 
 
@@ -53,6 +62,6 @@ def model_cost(family: Family, config: Config) -> Cost:
     model = family.build(config, "meta")
     return Cost(
         params=parameter_count(model),
-        macs=macs(model, family.example_inputs(config, device="meta")),
+        macs=prediction_macs(family, model, family.example_inputs(config, device="meta")),
         bytes=parameter_bytes(model),
     )

@@ -16,6 +16,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 
 from edgediff.diffusion.noising import prediction_target
+from edgediff.diffusion.schedule import add_noise
 from edgediff.errors import BadInputError, StageFailedError, nearest
 from edgediff.families import Family
 
@@ -185,7 +186,7 @@ def denoising_loss(
         timesteps: Any = torch.full((len(x0),), timestep, device=device)  # diffusers asks for an IntTensor, takes long
         target = prediction_target(scheduler, clean, eps, timesteps)
         rows = {name: value.to(device) for name, value in (conditioning or {}).items()}
-        prediction = family.prediction(model, scheduler.add_noise(clean, eps, timesteps), timesteps, **rows)
+        prediction = family.prediction(model, add_noise(scheduler, clean, eps, timesteps), timesteps, **rows)
         return nn.functional.mse_loss(prediction, target)
 
     return loss_at

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from edgediff.errors import BadInputError, StageFailedError
 from edgediff.families import Config, Family, Widths
-from edgediff.metrics.cost import macs, parameter_count
+from edgediff.metrics.cost import parameter_count, prediction_macs
 from edgediff.recipe import PruneConfig
 
 ROUNDING = 1e-9  # keeps a ratio computed to lie on the border of a rounding step on its side of it
@@ -70,7 +70,9 @@ def widths_for_macs(family: Family, config: Config, target: int, resolution: int
 
     def cost(widths: Widths) -> int:
         student = family.student_config(config, widths)
-        return macs(family.build(student, "meta"), family.example_inputs(student, 1, resolution, "meta"))
+        return prediction_macs(
+            family, family.build(student, "meta"), family.example_inputs(student, 1, resolution, "meta")
+        )
 
     return _largest_within(family, config, target, "MACs", cost)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -22,7 +23,10 @@ from edgediff.metrics.cost import parameter_bytes, parameter_count
 from edgediff.pruning.importance import Scores
 
 Slices = dict[str, dict[int, list[int]]]
-"""Parameter name → axis → kept indices, ascending, for every axis that is cut or dictated by the config."""
+"""Parameter or buffer → axis → kept indices, ascending, for every axis that is cut or dictated by the config."""
+
+# A joint attention has projections of its own for the added stream.
+QUERIES_AND_KEYS = (".to_q", ".to_k", ".add_q_proj", ".add_k_proj")
 
 
 @dataclass(frozen=True)
@@ -104,22 +108,24 @@ def plan_width(
     teacher, student = family.build(teacher_config, "meta"), family.build(student_config, "meta")
     teacher_modules, student_modules = dict(teacher.named_modules()), dict(student.named_modules())
     removed: dict[tuple[str, int], set[int]] = {}
+    slices: Slices = {}
     cuts = []
     for group in family.coupled_groups(teacher_config):
         votes = {member: _member_importance(member, group.width, teacher_modules, scores) for member in group.members}
         attention = _attention_of(group, teacher_modules)
         if attention is None:
             count = student_modules[group.name].weight.shape[OUT] // group.copies
-            parts = [(group.name, list(group.members), top(_sum(votes.values()), count))]
+            choose = top_of_runs if group.spread else top
+            parts = [(group.name, list(group.members), choose(_sum(votes.values()), count))]
         else:
             parts = _attention_parts(group, votes, teacher_modules[attention], student_modules[attention])
         for name, members, kept in parts:
             cuts.append(GroupCut(name, group.width, kept))
+            slices.update((buffer, {axis: kept}) for buffer, axis in group.buffers)
             stays = set(kept)
             for member in members:
                 gone = removed.setdefault((member.module, member.axis), set())
                 gone.update(channel for channel, index in member.channels if index not in stays)
-    slices: Slices = {}
     for (module, axis), gone in removed.items():
         for name, parameter_axis in _parameters(teacher_modules[module], module, axis):
             length = teacher.get_parameter(name).shape[parameter_axis]
@@ -136,6 +142,12 @@ def top(importance: Tensor, count: int) -> list[int]:
     """
     ranked = torch.argsort(importance, descending=True, stable=True)
     return sorted(ranked[:count].tolist())
+
+
+def top_of_runs(importance: Tensor, count: int) -> list[int]:
+    """Return the index of the largest value in each of `count` equal runs, ascending; the first of equals wins."""
+    borders = [i * len(importance) // count for i in range(count + 1)]
+    return [start + top(importance[start:end], 1)[0] for start, end in pairwise(borders)]
 
 
 def _member_importance(member: Member, width: int, modules: Mapping[str, nn.Module], scores: Scores) -> Tensor:
@@ -185,7 +197,7 @@ def _attention_parts(
     heads, head_dim = before.heads, group.width // before.heads
     kept_dim = after.to_q.weight.shape[OUT] // after.heads
     chosen = top(_sum(votes.values()).view(heads, head_dim).sum(1), after.heads)
-    queries = [member for member in group.members if member.module.endswith((".to_q", ".to_k"))]
+    queries = [member for member in group.members if member.module.endswith(QUERIES_AND_KEYS)]
     values = [member for member in group.members if member not in queries]
     parts = []
     for members in (queries, values):

@@ -42,7 +42,7 @@ def context(run: Run, report: Report) -> dict[str, Any]:
         "number": number,
         "short": short,
         "percent": lambda share: "–" if share is None else f"{share:.1%}",
-        "asked": ", ".join(f"{name} {value:,g}" for name, value in report.reached.requested.items()),
+        "asked": report.reached.asked,
         "settings": f"{profile.sampler}, {profile.num_inference_steps} steps, x0 "
         f"{'clipped' if profile.clip_sample else 'not clipped'}; seeds from {profile.first_seed}",
         "front_matter": yaml.safe_dump(_front_matter(report), sort_keys=False, allow_unicode=True),

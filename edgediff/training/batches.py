@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from diffusers import DDPMScheduler
 from torch import Tensor
 
-from edgediff.data.images import Images
+from edgediff.data.order import mixed
+from edgediff.diffusion import schedule
+from edgediff.recipe import DataConfig
+from edgediff.samples import Samples
 from edgediff.training.draws import draws
+
+# Which entries are told nothing, which are told of another image, and of which; shares are counted in PARTS.
+DROPPED_STREAM, EXCHANGED_STREAM, OTHERS_STREAM, PARTS = 2**36, 2**37, 2**38, 10_000
 
 
 @dataclass(frozen=True)
 class NoisedBatch:
-    """x_t (B, C, H, W) at its timesteps (B,), and the x0 and noise that it was made of; `step` counts from 0."""
+    """x_t (B, C, H, W) at its timesteps (B,), and the x0 and noise that it was made of; `step` counts from 0.
+
+    `conditioning` holds the other arguments of the model's forward, by name: one row a sample.
+    """
 
     step: int
     sample: Tensor
     timestep: Tensor
     x0: Tensor
     noise: Tensor
+    conditioning: Mapping[str, Tensor]
 
 
 class Noising:
@@ -29,18 +40,40 @@ class Noising:
     Everything is drawn on the CPU, so that a seed means the same batch on every device.
     """
 
-    def __init__(self, images: Images, scheduler: DDPMScheduler, *, seed: int, device: torch.device) -> None:
-        self.images, self.scheduler, self.seed, self.device = images, scheduler, seed, device
+    def __init__(
+        self, samples: Samples, scheduler: Any, config: DataConfig, *, seed: int, device: torch.device
+    ) -> None:
+        """Take what is learned from; `config` says how conditioning is dropped and exchanged."""
+        self.samples, self.scheduler, self.seed, self.device = samples, scheduler, seed, device
+        self.dropped, self.exchanged = config.conditioning_dropout, config.random_conditioning
 
     def __call__(self, step: int, entries: Tensor) -> NoisedBatch:
         """Return the batch of the entries (B,)."""
         drawn = draws(
             entries,
-            num_images=len(self.images),
+            num_images=len(self.samples),
             num_train_timesteps=self.scheduler.config.num_train_timesteps,
             seed=self.seed,
         )
-        x0 = self.images.batch(drawn.image).to(self.device)
+        x0 = self.samples.batch(drawn.image).to(self.device)
         noise = drawn.noise(tuple(x0.shape[1:])).to(self.device)
-        timestep = drawn.timestep.to(self.device)
-        return NoisedBatch(step, self.scheduler.add_noise(x0, noise, timestep), timestep, x0, noise)
+        timestep = (drawn.timestep + schedule.cleanest(self.scheduler)).to(self.device)
+        conditioning = {name: rows.to(self.device) for name, rows in self._told(entries, drawn.image).items()}
+        sample = schedule.add_noise(self.scheduler, x0, noise, timestep)
+        return NoisedBatch(step, sample, timestep, x0, noise, conditioning)
+
+    def _told(self, entries: Tensor, images: Tensor) -> dict[str, Tensor]:
+        """Return the conditioning of the images (B,), in the entries drawn for that another image's, or none."""
+        if self.exchanged:
+            others = [mixed(self.seed, OTHERS_STREAM + entry) % len(self.samples) for entry in entries.tolist()]
+            images = torch.where(self._share(entries, EXCHANGED_STREAM, self.exchanged), torch.tensor(others), images)
+        told = self.samples.conditioning(images)
+        if told and self.dropped:
+            silent = self._share(entries, DROPPED_STREAM, self.dropped)
+            for name, rows in self.samples.unconditional(len(entries)).items():
+                told[name] = torch.where(silent.view(-1, *(1,) * (rows.dim() - 1)), rows, told[name])
+        return told
+
+    def _share(self, entries: Tensor, stream: int, share: float) -> Tensor:
+        """Return which of the entries (B,) belong to a share of all, drawn for each of them once."""
+        return torch.tensor([mixed(self.seed, stream + entry) % PARTS < share * PARTS for entry in entries.tolist()])

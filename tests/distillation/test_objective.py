@@ -13,6 +13,7 @@ from edgediff.distillation.normalisation import TimestepNormalisation
 from edgediff.distillation.objective import Distillation
 from edgediff.distillation.targets import LiveTeacher, TaughtBatches, uses_features
 from edgediff.errors import BadInputError
+from edgediff.families import Family
 from edgediff.families.unet2d import UNet2D
 from edgediff.pruning import target_widths
 from edgediff.recipe import KD_LOSSES, DataConfig, DistillConfig, PruneConfig
@@ -45,7 +46,7 @@ def batch_of(teacher):
     images = data.load(DataConfig(name="fashion-mnist-20k"), "train", shape=(1, 28, 28))
 
     def make(config, step=0):
-        noising = Noising(images, teacher.scheduler, seed=0, device=torch.device("cpu"))
+        noising = Noising(images, teacher.scheduler, DataConfig(), seed=0, device=torch.device("cpu"))
         live = LiveTeacher([teacher], features=uses_features(config)) if config.kd else None
         return TaughtBatches(noising, live)(step, torch.arange(6))
 
@@ -180,7 +181,7 @@ def test_a_family_without_feature_points_refuses_feature_losses(teacher, student
         name = "plain"
 
         def feature_points(self, model):
-            return super(UNet2D, self).feature_points(model)
+            return Family.feature_points(self, model)
 
     pointless = replace(student_of(), family=Plain())
     with pytest.raises(BadInputError, match="plain gives no feature points"):

@@ -48,7 +48,7 @@ def opened(loaded, images, tmp_path):
         tell = (lambda text: None) if said is None else said.append
         settings = {"targets": COUNT, "seed": 3, "identity": IDENTITY, "tell": tell, **changes}
         cache = TargetCache(live, folder, **settings)
-        noising = Noising(images, DDPMScheduler(), seed=0, device=torch.device("cpu"))
+        noising = Noising(images, DDPMScheduler(), DataConfig(), seed=0, device=torch.device("cpu"))
         return TaughtBatches(noising, cache), live
 
     return open_cache

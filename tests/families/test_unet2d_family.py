@@ -9,7 +9,8 @@ from diffusers.models.embeddings import get_timestep_embedding
 
 from edgediff import families
 from edgediff.errors import BadInputError
-from edgediff.families.unet2d import time_columns
+from edgediff.families.unets import time_columns
+from edgediff.pruning.depth import prune_depth
 
 UNET = families.FAMILIES["UNet2DModel"]
 
@@ -213,3 +214,49 @@ def test_example_inputs_take_the_resolution_of_the_config():
 
 def test_building_on_meta_allocates_nothing():
     assert all(parameter.is_meta for parameter in UNET.build(config(), "meta").parameters())
+
+
+def test_layers_go_at_all_levels_at_once_as_the_config_says_one_number():
+    teacher = config((32, 64), (1,), layers_per_block=3)
+    first = [
+        *("down_blocks.0.resnets.1", "up_blocks.1.resnets.2"),
+        *("down_blocks.1.resnets.1", "down_blocks.1.attentions.1", "up_blocks.0.resnets.2", "up_blocks.0.attentions.2"),
+    ]
+    one, two, middle = UNET.blocks(teacher)
+    assert (one, middle) == ("+".join(first), "mid_block")
+    cut = UNET.without_blocks(teacher, [one, middle])
+    assert (cut.config["layers_per_block"], cut.config["mid_block_type"]) == (2, None)
+    assert cut.sources == {
+        **{"down_blocks.0.resnets.1": "down_blocks.0.resnets.2", "up_blocks.1.resnets.2": "up_blocks.1.resnets.3"},
+        **{f"down_blocks.1.{part}.1": f"down_blocks.1.{part}.2" for part in ("resnets", "attentions")},
+        **{f"up_blocks.0.{part}.2": f"up_blocks.0.{part}.3" for part in ("resnets", "attentions")},
+    }
+    assert UNET.without_blocks(teacher, [two]).sources == {
+        **{"up_blocks.1.resnets.1": "up_blocks.1.resnets.2", "up_blocks.1.resnets.2": "up_blocks.1.resnets.3"},
+        **{
+            f"up_blocks.0.{part}.{i}": f"up_blocks.0.{part}.{i + 1}"
+            for part in ("resnets", "attentions")
+            for i in (1, 2)
+        },
+    }
+
+
+def test_without_layers_to_spare_only_the_middle_can_go():
+    assert UNET.blocks(config()) == ("mid_block",)
+    assert UNET.blocks(config(mid_block_type=None)) == ()
+    with pytest.raises(BadInputError, match="SkipDownBlock2D"):
+        UNET.blocks({**config(), "down_block_types": ("SkipDownBlock2D", "DownBlock2D", "DownBlock2D")})
+
+
+@pytest.mark.parametrize("removed", [(0,), (0, 1, 2)])
+def test_a_student_of_fewer_layers_keeps_the_teachers_feature_points(removed):
+    torch.manual_seed(0)
+    teacher = UNET.build(config((8, 16), (1,), norm_num_groups=2, layers_per_block=3)).eval()
+    blocks = UNET.blocks(teacher.config)
+    student, report = prune_depth(teacher, UNET, UNET.without_blocks(teacher.config, [blocks[i] for i in removed]))
+    assert report.removed == tuple(blocks[i] for i in removed)
+    inputs = UNET.example_inputs(teacher.config, 2, 8)
+    prediction, ours = UNET.prediction_and_features(student, **inputs)
+    assert torch.isfinite(prediction).all()
+    assert [map_.shape for map_ in ours] == [map_.shape for map_ in UNET.prediction_and_features(teacher, **inputs)[1]]
+    assert torch.equal(ours[1], ours[2]) == (2 in removed)  # no middle block: what goes up is the lowest level's output

@@ -1,0 +1,30 @@
+"""Where and when a student errs: its error at every place of the sample, by timestep."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from edgediff.data.images import Images
+from edgediff.data.order import evenly
+from edgediff.diagnostics.held_out import held_out, predict
+from edgediff.model_folder import Loaded
+
+
+def error_map(
+    teacher: Loaded, student: Loaded, samples: Images, *, timesteps: Tensor, num_images: int
+) -> dict[str, Tensor]:
+    """Return where the student's prediction differs from the teacher's, in the teacher's prediction type.
+
+    Returns: `timesteps` (T,) int64, and `squared_error` (T, H, W) float32, the mean over samples and channels.
+    Raises: StageFailedError for a prediction that is not finite.
+    """
+    (batch,) = held_out(samples, evenly(len(samples), num_images), num_images)
+    maps = []
+    for timestep in timesteps:
+        at = timestep.expand(len(batch.x0))
+        expected, said = (
+            predict(name, of, batch, at, teacher) for name, of in (("teacher", teacher), ("student", student))
+        )
+        maps.append((said.value - expected.value).square().mean(dim=(0, 1)))
+    return {"timesteps": timesteps, "squared_error": torch.stack(maps)}

@@ -1,0 +1,114 @@
+"""What a model learns from and is scored against: images or their latents, each with what the model is told of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from edgediff import data
+from edgediff.backends import best_device
+from edgediff.data.conditioned import ClassLabels, Conditioned, Conditions
+from edgediff.data.images import Images, Source
+from edgediff.data.splits import Split
+from edgediff.encoding import latents, prompts
+from edgediff.encoding.images import LatentImages
+from edgediff.errors import BadInputError
+from edgediff.model_folder import Loaded
+from edgediff.output import Output
+from edgediff.recipe import DataConfig
+
+CLASSES = ("class_labels",)
+MOST_AT_ONCE, PIXELS_AT_ONCE = 64, 2**20  # of the encoder, whose activations are many times the images
+
+
+class Samples:
+    """`Images` in a model's own sample space, that also know what stands for no conditioning."""
+
+    def __init__(self, images: Images, unconditional: Callable[[int], dict[str, Tensor]]) -> None:
+        self.images, self.unconditional = images, unconditional
+        self.name, self.sha256, self.shape = images.name, images.sha256, images.shape
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.images)
+
+    def batch(self, indices: Tensor) -> Tensor:
+        """Return the samples (B, C, H, W) float32 of `indices` (B,)."""
+        return self.images.batch(indices)
+
+    def conditioning(self, indices: Tensor) -> dict[str, Tensor]:
+        """Return further arguments of the model's forward, (B, ...) each."""
+        return self.images.conditioning(indices)
+
+
+def image_shape(loaded: Loaded) -> tuple[int, int, int]:
+    """Return (C, H, W) of the images that a model makes, decoded where its samples are latents."""
+    if loaded.autoencoder is None:
+        return loaded.sample_shape
+    return latents.image_shape(loaded.autoencoder.parent, loaded.sample_shape)
+
+
+def scored(config: DataConfig, split: Split, loaded: Loaded, encoded: Path, output: Output) -> Samples:
+    """Load the images of a split as people see them, with what the model is told of them.
+
+    Args: encoded: folder for text embeddings, which are made once.
+    Raises: BadInputError for data that does not fit the model, or does not say what it needs to be told.
+    """
+    found = data.load(config, split, shape=image_shape(loaded), output=output)
+    conditions, nothing = _told(found, split, loaded, encoded, output)
+    return Samples(Conditioned(found, conditions) if conditions else found, nothing)
+
+
+def learned(config: DataConfig, split: Split, loaded: Loaded, encoded: Path, output: Output) -> Samples:
+    """Load the samples of a split in the model's own space: latents, made once, where its pipeline has an autoencoder.
+
+    Args: encoded: folder for latents and text embeddings. Raises: as `scored`.
+    """
+    if loaded.autoencoder is None:
+        return scored(config, split, loaded, encoded, output)
+    found = data.load(config, split, shape=image_shape(loaded), output=output)
+    conditions, nothing = _told(found, split, loaded, encoded, output)
+    _, height, width = found.shape
+    kept = latents.encode(
+        encoded / f"latents-{split}",
+        found,
+        loaded.autoencoder.parent,
+        device=best_device(),
+        batch_size=max(1, min(MOST_AT_ONCE, PIXELS_AT_ONCE // (height * width))),
+        output=output,
+    )
+    return Samples(LatentImages(kept, conditions), nothing)
+
+
+def check(config: DataConfig, loaded: Loaded, output: Output) -> None:
+    """Find out, before any work, whether there are images of both splits and what the model needs to know of them.
+
+    Raises: BadInputError.
+    """
+    needed = loaded.family.conditioning_names(loaded.model.config)
+    for split in ("train", "test"):
+        found = data.load(config, split, shape=image_shape(loaded), output=output)
+        if needed == CLASSES:
+            found.class_labels(torch.arange(min(1, len(found))))
+        elif needed:
+            found.captions(torch.arange(min(1, len(found))))
+
+
+def _told(
+    found: Source, split: Split, loaded: Loaded, encoded: Path, output: Output
+) -> tuple[Conditions | None, Callable[[int], dict[str, Tensor]]]:
+    """Return what the model is told of the images, and what it is told where there is nothing to tell."""
+    config = loaded.model.config
+    needed = loaded.family.conditioning_names(config)
+    if not needed:
+        return None, lambda count: {}
+    if needed == CLASSES:
+        return ClassLabels.of(found), lambda count: loaded.family.unconditional(config, count)
+    if loaded.folder is None:
+        raise BadInputError("a model that is told captions needs the text encoders of its pipeline")
+    captions = found.captions(torch.arange(len(found)))
+    kept = prompts.encode(encoded / f"prompts-{split}", captions, loaded.folder, device=best_device(), output=output)
+    return kept, kept.unconditional
