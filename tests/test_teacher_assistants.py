@@ -74,7 +74,7 @@ def test_several_teachers_speak_in_turns(small_teacher, other_teacher):
     count = 64
     sample = torch.randn(count, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     timestep = torch.arange(count) * 15
-    batch = NoisedBatch(0, sample, timestep, sample, sample)
+    batch = NoisedBatch(0, sample, timestep, sample, sample, {})
     together = LiveTeacher(teachers, features=False)(torch.arange(count), batch).prediction
     with torch.no_grad():
         alone = [teacher.model(sample, timestep).sample for teacher in teachers]
@@ -83,7 +83,7 @@ def test_several_teachers_speak_in_turns(small_teacher, other_teacher):
     assert torch.equal(by.sum(0), torch.ones(count, dtype=torch.long))
     assert 16 < int(by[0].sum()) < 48  # 32 +- 4; 4 sigma
     order = torch.randperm(count, generator=torch.Generator().manual_seed(1))
-    shuffled = NoisedBatch(0, sample[order], timestep[order], sample, sample)
+    shuffled = NoisedBatch(0, sample[order], timestep[order], sample, sample, {})
     again = LiveTeacher(teachers, features=False)(order, shuffled).prediction
     torch.testing.assert_close(again, together[order], atol=1e-4, rtol=0)
 
@@ -94,7 +94,7 @@ def test_teachers_of_another_prediction_type_are_converted(small_teacher, tmp_pa
     model_folder.save(tmp_path / "v", loaded.model, DDPMScheduler(prediction_type="v_prediction"))
     v = model_folder.load(tmp_path / "v")
     sample, timestep = torch.randn(8, 1, 28, 28), torch.full((8,), 500)
-    batch = NoisedBatch(0, sample, timestep, sample, sample)
+    batch = NoisedBatch(0, sample, timestep, sample, sample, {})
     said = LiveTeacher([loaded, v], features=False)(torch.arange(8), batch).prediction
     with torch.no_grad():
         raw = loaded.model(sample, timestep).sample
