@@ -208,7 +208,8 @@ def test_the_prediction_depends_on_all_conditioning(changed):
 
 
 def test_the_graph_of_a_student_agrees_at_every_batch_size(tmp_path):
-    teacher = UNet2DConditionModel(**{**SMALL_XL, "layers_per_block": 1}).eval()
+    torch.manual_seed(0)
+    teacher = UNet2DConditionModel(**{**STYLES["koala"], "transformer_layers_per_block": 1}).eval()  # exports fastest
     student, _ = half_of(teacher)
     assert distance_from_its_graph(student, tmp_path / "model.onnx") < 1e-4  # float32, values around 1
 
