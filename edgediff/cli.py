@@ -293,12 +293,10 @@ def teacher_train(
 ) -> None:
     """Train a small teacher from nothing, score it, and write its card."""
     with _speaking(json, quiet, together=True) as output:
-        from edgediff.recipe import TeacherRecipe, apply_overrides, read_yaml
-        from edgediff.recipe import check as check_recipe
+        from edgediff.recipe import TeacherRecipe, read
         from edgediff.train_teacher import train_teacher
 
-        values = apply_overrides(read_yaml(recipe), overrides or ())
-        resolved = check_recipe(values, TeacherRecipe, f"`{recipe}`")
+        resolved = read(recipe, overrides or (), TeacherRecipe)
         folder = train_teacher(resolved, out or Path("runs") / resolved.name, output, resume=resume)
         output.say(f"teacher: `{folder}`")
         output.data({"teacher": str(folder)})
@@ -315,12 +313,10 @@ def teacher_train_autoencoder(
 ) -> None:
     """Train the autoencoder in whose latents a small teacher works."""
     with _speaking(json, quiet, together=True) as output:
-        from edgediff.recipe import AutoencoderRecipe, apply_overrides, read_yaml
-        from edgediff.recipe import check as check_recipe
+        from edgediff.recipe import AutoencoderRecipe, read
         from edgediff.train_autoencoder import train_autoencoder
 
-        values = apply_overrides(read_yaml(recipe), overrides or ())
-        resolved = check_recipe(values, AutoencoderRecipe, f"`{recipe}`")
+        resolved = read(recipe, overrides or (), AutoencoderRecipe)
         folder = train_autoencoder(resolved, out or Path("runs") / resolved.name, output, resume=resume)
         output.data({"autoencoder": str(folder)})
 

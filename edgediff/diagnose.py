@@ -45,9 +45,7 @@ def diagnose(run: Run, recipe: Recipe, output: Output) -> Diagnosis:
     Raises: BadInputError when a model is not there yet; StageFailedError when one predicts NaN or infinity.
     """
     loaded = {role: model_folder.load(roles.folder(run, recipe, role)) for role in ROLES}
-    reference = samples.learned(
-        recipe.data, "test", loaded["teacher"], Path(recipe.data.encoded or run.encoded), output
-    )
+    reference = samples.learned(recipe.data, "test", loaded["teacher"], roles.encoded(run, recipe), output)
     config = {
         "data": recipe.data.model_dump(mode="json"),
         "timesteps": [TIMESTEPS, SHOWN_TIMESTEPS],
@@ -158,7 +156,7 @@ def _sharpness(
 def _draw(teacher: Loaded, student: Loaded, images: Images, folder: Path) -> ErrorPictures:
     """Write one picture an image into `folder`, with one scale of colours for all errors."""
     timesteps, indices = schedule.spread(teacher.scheduler, SHOWN_TIMESTEPS), evenly(len(images), SHOWN_IMAGES)
-    decode = model_folder.decoder(teacher, best_device())
+    decode = samples.decoder(teacher)
     found = [tiles(teacher, student, image, timesteps, decode) for image in held_out(images, indices, 1)]
     low, high = figures.error_range(np.stack([image.squared_error for image in found]))
     files = [f"image-{place}.png" for place in range(len(found))]

@@ -40,7 +40,7 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
     teachers = [model_folder.load(folder) for folder in roles.teaching(run, recipe)]
     big = teachers[0]
     with processes.main_first():  # who indexes what the others then find indexed
-        images = samples.learned(recipe.data, "train", big, Path(recipe.data.encoded or run.encoded), output)
+        images = samples.learned(recipe.data, "train", big, roles.encoded(run, recipe), output)
     config = {"distill": recipe.distill.model_dump(mode="json"), "data": recipe.data.model_dump(mode="json")}
     inputs = {
         "teacher": "+".join(teacher.sha256 for teacher in teachers),

@@ -33,7 +33,7 @@ def evaluate(run: Run, recipe: Recipe, output: Output) -> Quality:
     """
     folders = {role: roles.folder(run, recipe, role) for role in ROLES}
     loaded = {role: model_folder.load(folders[role]) for role in ROLES}
-    encoded = Path(recipe.data.encoded or run.encoded)
+    encoded = roles.encoded(run, recipe)
     reference = samples.scored(recipe.data, "test", loaded["teacher"], encoded, output)
     training = data.load(recipe.data, "train", shape=reference.shape, output=output)
     config = {"evaluate": recipe.evaluate.model_dump(mode="json"), "data": recipe.data.model_dump(mode="json")}

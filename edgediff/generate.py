@@ -28,13 +28,20 @@ def generate(name: str, out: Path, config: EvaluateConfig, output: Output) -> Pa
     from the teacher. Images that are there already are kept, so an interrupted command goes on where it was.
 
     Returns: `out`, an image folder for a recipe's `data.name`. Raises: BadInputError for an unknown teacher, one
-    whose samples are no images, or a folder of other images.
+    whose samples are no images, a conditional
+    one, or a folder of other images.
     """
     loaded = model_folder.load(teacher.resolve(name).folder)
     if loaded.sample_shape[0] not in CHANNELS:
         raise BadInputError(
             f"samples of {name} have {loaded.sample_shape[0]} channels, so they are no images",
             "generating needs a teacher that works in pixels",
+        )
+    told = loaded.family.conditioning_names(loaded.model.config)
+    if told:
+        raise BadInputError(
+            f"{name} draws what it is told by {', '.join(told)}, and this command tells a teacher nothing",
+            "generating needs an unconditional teacher",
         )
     check_steps(loaded.scheduler.config, config.num_inference_steps)
     settings = config.model_dump(mode="json", include={"num_inference_steps", "clip_sample"})

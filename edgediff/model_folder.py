@@ -4,32 +4,31 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDPMPipeline, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from edgediff import families
 from edgediff.artifacts import MANIFEST, digest, read_object, sha256, verify, write_json
 from edgediff.diffusion.noising import check_prediction_type
+from edgediff.encoding import parts
 from edgediff.errors import BadInputError, CorruptArtifactError
 from edgediff.families import Family
 
 INDEX, SCHEDULER_CONFIG = "model_index.json", "scheduler/scheduler_config.json"
-WEIGHTS, SHARDS = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json"
-ALL_WEIGHTS = "diffusion_pytorch_model*.safetensors"  # one file, several shards of one, or a half-precision variant
+STEM = "diffusion_pytorch_model"  # how the weights' files begin
+WEIGHTS = f"{STEM}.safetensors"
 COMPONENTS = ("unet", "transformer")
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A denoising model in evaluation mode, with what its folder says of it."""
+    """A denoising model in float32 evaluation mode, with what its folder says of it."""
 
     model: Any  # a stock diffusers model of `family`
     scheduler: Any  # DDPMScheduler, or FlowMatchEulerDiscreteScheduler
@@ -74,16 +73,8 @@ def check(folder: Path) -> None:
     """
     of_model = component(folder)
     families.of(read_object(of_model / "config.json").get("_class_name", "unknown"))
-    weights = sorted(of_model.glob(ALL_WEIGHTS))
-    if not weights:
-        pickles = sorted(file.name for pattern in PICKLES for file in of_model.glob(pattern))
-        if pickles:
-            raise BadInputError(
-                f"weights are pickled, which can run code when loaded: `{of_model / pickles[0]}`",
-                "convert them once where you trust them: `pipeline.save_pretrained(folder, safe_serialization=True)`",
-            )
-        raise BadInputError(f"weights not found: `{of_model / WEIGHTS}`")
-    for file in weights:
+    _, files = parts.weights(of_model, STEM)
+    for file in (file for file in files if file.suffix == ".safetensors"):
         try:
             with safe_open(file, framework="pt"):
                 pass
@@ -101,27 +92,28 @@ def fingerprint(folder: Path) -> str:
     """
     check(folder)
     of_model = component(folder)
-    files = [of_model / "config.json", folder / SCHEDULER_CONFIG, *sorted(of_model.glob(ALL_WEIGHTS))]
+    _, weights = parts.weights(of_model, STEM)
+    files = [of_model / "config.json", folder / SCHEDULER_CONFIG, *weights]
     found = {file.relative_to(folder).as_posix(): sha256(file) for file in files}
     if (folder / MANIFEST).is_file():
         verify(folder, found)
     return digest(found)
 
 
-def load(folder: Path, dtype: torch.dtype = torch.float32) -> Loaded:
-    """Load the denoising model and the scheduler of a pipeline folder, in `dtype` whatever the file holds.
+def load(folder: Path) -> Loaded:
+    """Load the denoising model and the scheduler of a pipeline folder, in float32 whatever the file holds.
 
     Raises: what `fingerprint` raises; CorruptArtifactError when weights and config do not fit each other;
     BadInputError for a scheduler that no training here can use.
     """
     content, of_model = fingerprint(folder), component(folder)
     family = families.of(read_object(of_model / "config.json")["_class_name"])
-    plain = any((of_model / name).is_file() for name in (WEIGHTS, SHARDS))
+    variant, _ = parts.weights(of_model, STEM)
     try:
         model, loading = family.model_class.from_pretrained(
             of_model,
-            torch_dtype=dtype,
-            variant=None if plain else "fp16",
+            torch_dtype=torch.float32,
+            variant=variant,
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
@@ -176,31 +168,3 @@ def _link_or_copy(source: str, target: str) -> None:
         os.link(Path(source).resolve(), target)
     except OSError:  # another file system, or one without links
         shutil.copy2(source, target)
-
-
-def decoder(loaded: Loaded, device: str = "cpu") -> Callable[[Tensor], Tensor]:
-    """Return what makes images (N, C, H, W) of a model's samples: its pipeline's autoencoder, or nothing at all."""
-    return (lambda samples: samples) if loaded.autoencoder is None else Decoder(loaded.autoencoder, device)
-
-
-class Decoder:
-    """From samples of a model to images: what a pipeline's autoencoder does to latents."""
-
-    def __init__(self, folder: Path, device: str = "cpu", batch_size: int = 16) -> None:
-        """Load the autoencoder in `folder`, in float32: in half precision those of SD overflow into black images."""
-        self.autoencoder: Any = AutoencoderKL.from_pretrained(
-            folder, torch_dtype=torch.float32, use_safetensors=True, local_files_only=True
-        )
-        self.autoencoder.eval().to(device)
-        self.device, self.batch_size = device, batch_size
-
-    @torch.inference_mode()
-    def __call__(self, latents: Tensor) -> Tensor:
-        """Return the images (N, C, H, W) of latents (N, c, h, w) scaled as the model sees them, float32 on the CPU."""
-        config = self.autoencoder.config
-        shift = config.shift_factor or 0.0
-        parts = [
-            self.autoencoder.decode(part.to(self.device) / config.scaling_factor + shift).sample.float().cpu()
-            for part in latents.split(self.batch_size)
-        ]
-        return torch.cat(parts)

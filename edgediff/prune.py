@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from edgediff import model_folder, samples, teacher
+from edgediff import model_folder, roles, samples, teacher
 from edgediff.artifacts import atomic_folder, read_json, up_to_date, write_manifest
 from edgediff.backends import best_device
 from edgediff.data.images import Images
@@ -52,7 +51,7 @@ def prune(run: Run, recipe: Recipe, output: Output) -> Reached:
     if needs_data:
         config["data"] = recipe.data.model_dump(mode="json")
     loaded = model_folder.load(source)
-    encoded = Path(recipe.data.encoded or run.encoded)
+    encoded = roles.encoded(run, recipe)
     images = samples.learned(recipe.data, "train", loaded, encoded, output) if needs_data else None
     inputs = {"teacher": loaded.sha256, **({"images": images.sha256} if images else {})}
     if up_to_date(run.pruned, stage="prune", config=config, inputs=inputs):

@@ -23,11 +23,11 @@ from edgediff.metrics.frechet import GaussianStatistics, frechet_distance, gauss
 from edgediff.metrics.kid import kid
 from edgediff.metrics.paired import psnr, ssim
 from edgediff.metrics.precision_recall import precision_recall
-from edgediff.model_folder import Loaded, decoder
+from edgediff.model_folder import Loaded
 from edgediff.output import Output
 from edgediff.recipe import EvaluateConfig
 from edgediff.results import QualityProfile, QualityRow, Reference
-from edgediff.samples import Samples
+from edgediff.samples import Samples, decoder
 
 KID_SUBSET_SIZE, KID_SUBSETS = 1000, 100
 NEIGHBOURS = 3  # Kynkaanniemi et al. 2019
@@ -90,7 +90,7 @@ def draw(
             conditioning=conditioning,
             on_images=progress.advance,
         )
-        raw = decoder(loaded, denoiser.device)(raw)
+        raw = decoder(loaded)(raw)
     # A student that diverges to NaN has failed, but its row should say so rather than stop the report of the others.
     finite = torch.nan_to_num(raw, nan=2 * DIVERGED, posinf=2 * DIVERGED, neginf=-2 * DIVERGED)
     diverged_share = float((finite.abs() > DIVERGED).float().mean())

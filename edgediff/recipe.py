@@ -433,6 +433,14 @@ def check(values: Mapping[str, Any], model: type[AnyRecipe], source: str = "reci
         raise BadInputError(f"{source} has {len(found)} problems:\n{lines}") from error
 
 
+def read(path: Path, overrides: Iterable[str], model: type[AnyRecipe]) -> AnyRecipe:
+    """Read and check a recipe file of any kind, changed by overrides.
+
+    Raises: what `read_yaml`, `apply_overrides` and `check` raise.
+    """
+    return check(apply_overrides(read_yaml(path), overrides), model, f"`{path}`")
+
+
 def dump(recipe: Config) -> str:
     """Return a recipe as YAML with every default written out."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -26,6 +26,11 @@ def folder(run: Run, recipe: Recipe, role: Role) -> Path:
     return path
 
 
+def encoded(run: Run, recipe: Recipe) -> Path:
+    """Return where the latents and text embeddings of a run's data are kept, which every stage shares."""
+    return Path(recipe.data.encoded or run.encoded)
+
+
 def teaching(run: Run, recipe: Recipe) -> list[Path]:
     """Return the pipeline folders that teach the run's student: the last of its chain, or with `dense` all of it.
 

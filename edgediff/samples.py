@@ -51,6 +51,13 @@ def image_shape(loaded: Loaded) -> tuple[int, int, int]:
     return latents.image_shape(loaded.autoencoder.parent, loaded.sample_shape)
 
 
+def decoder(loaded: Loaded) -> Callable[[Tensor], Tensor]:
+    """Return what makes images (N, C, H, W) of a model's samples: its pipeline's autoencoder, or nothing at all."""
+    if loaded.autoencoder is None:
+        return lambda samples: samples
+    return latents.Decoder(loaded.autoencoder.parent, device=best_device(), batch_size=_at_once(image_shape(loaded)))
+
+
 def scored(config: DataConfig, split: Split, loaded: Loaded, encoded: Path, output: Output) -> Samples:
     """Load the images of a split as people see them, with what the model is told of them.
 
@@ -71,13 +78,12 @@ def learned(config: DataConfig, split: Split, loaded: Loaded, encoded: Path, out
         return scored(config, split, loaded, encoded, output)
     found = data.load(config, split, shape=image_shape(loaded), output=output)
     conditions, nothing = _told(found, split, loaded, encoded, output)
-    _, height, width = found.shape
     kept = latents.encode(
         encoded / f"latents-{split}",
         found,
         loaded.autoencoder.parent,
         device=best_device(),
-        batch_size=max(1, min(MOST_AT_ONCE, PIXELS_AT_ONCE // (height * width))),
+        batch_size=_at_once(found.shape),
         output=output,
     )
     return Samples(LatentImages(kept, conditions), nothing)
@@ -95,6 +101,12 @@ def check(config: DataConfig, loaded: Loaded, output: Output) -> None:
             found.class_labels(torch.arange(min(1, len(found))))
         elif needed:
             found.captions(torch.arange(min(1, len(found))))
+
+
+def _at_once(shape: tuple[int, int, int]) -> int:
+    """Return how many images of a shape (C, H, W) the autoencoder takes at once."""
+    _, height, width = shape
+    return max(1, min(MOST_AT_ONCE, PIXELS_AT_ONCE // (height * width)))
 
 
 def _told(

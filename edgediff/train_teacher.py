@@ -16,7 +16,7 @@ from edgediff.artifacts import atomic_folder, read_object, up_to_date, write_jso
 from edgediff.diffusers_config import from_config
 from edgediff.diffusion import schedule
 from edgediff.diffusion.noising import check_prediction_type, prediction_target
-from edgediff.errors import BadInputError
+from edgediff.errors import BadInputError, nearest
 from edgediff.families import Family
 from edgediff.losses import diffusion
 from edgediff.model_folder import Loaded
@@ -26,6 +26,8 @@ from edgediff.teacher_card import write_card
 from edgediff.training import checkpoint, processes
 from edgediff.training.batches import NoisedBatch, Noising
 from edgediff.training.loop import LOG_NAME, train
+
+SCHEDULERS = ("DDPMScheduler", "FlowMatchEulerDiscreteScheduler")
 
 
 class Denoising(torch.nn.Module):
@@ -54,8 +56,7 @@ def train_teacher(recipe: TeacherRecipe, out: Path, output: Output, *, resume: b
     family = families.of(recipe.model.class_name)
     torch.manual_seed(recipe.training.seed)
     model = from_config(family.model_class, recipe.model.config, "model.config").to(processes.device())
-    kind = getattr(diffusers, recipe.scheduler.get("_class_name", "DDPMScheduler"))
-    scheduler = from_config(kind, recipe.scheduler, "scheduler")
+    scheduler = from_config(_scheduler_class(recipe), recipe.scheduler, "scheduler")
     if not schedule.is_flow(scheduler):
         check_prediction_type(scheduler.config.prediction_type)
     parts = skeleton if recipe.parts else None  # a model that works in pixels needs nothing beside it
@@ -102,6 +103,17 @@ def train_teacher(recipe: TeacherRecipe, out: Path, output: Output, *, resume: b
     return folder
 
 
+def _scheduler_class(recipe: TeacherRecipe) -> Any:
+    """Return the class of the recipe's noise schedule.
+
+    Raises: BadInputError for one that no training here can use.
+    """
+    name = recipe.scheduler.get("_class_name", SCHEDULERS[0])
+    if name not in SCHEDULERS:
+        raise BadInputError(f"scheduler._class_name: {name} cannot be trained with", nearest(str(name), SCHEDULERS))
+    return getattr(diffusers, name)
+
+
 def _lay_out(skeleton: Path, recipe: TeacherRecipe, family: Family) -> None:
     """Write what a pipeline holds beside its model: an index, and the parts that were trained before.
 
@@ -110,7 +122,7 @@ def _lay_out(skeleton: Path, recipe: TeacherRecipe, family: Family) -> None:
     kind = getattr(diffusers, recipe.pipeline, None)
     if kind is None:
         raise BadInputError(f"pipeline: diffusers has no {recipe.pipeline}", "use DDPMPipeline or DiTPipeline")
-    own = {family.component: family.class_name, "scheduler": recipe.scheduler.get("_class_name", "DDPMScheduler")}
+    own = {family.component: family.class_name, "scheduler": _scheduler_class(recipe).__name__}
     index: dict[str, Any] = {"_class_name": recipe.pipeline, "_diffusers_version": diffusers.__version__}
     index |= {part: ["diffusers", of_class] for part, of_class in own.items()}
     with atomic_folder(skeleton) as temporary:

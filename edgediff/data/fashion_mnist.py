@@ -51,7 +51,7 @@ def _read_split(folder: Path, split: Split) -> ImageArray:
     if len(images) != len(labels):
         raise CorruptArtifactError(f"images and labels differ in number in `{folder}`: {len(images)}, {len(labels)}")
     sha256 = hashlib.sha256(images.tobytes()).hexdigest()
-    return ImageArray(f"fashion-mnist/{split}", images[:, None], labels, sha256)
+    return ImageArray(f"fashion-mnist/{split}", images[:, None], labels, sha256, CLASSES)
 
 
 def _find(folder: Path, name: str) -> Path:

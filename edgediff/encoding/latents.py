@@ -140,6 +140,28 @@ def encode(
     return LatentCache(filled)
 
 
+class Decoder:
+    """Turns latents back into images, with a pipeline's VAE: the other way of `encode`."""
+
+    def __init__(self, teacher: Path, *, device: torch.device | str = "cpu", batch_size: int = 8) -> None:
+        """Load the VAE of the pipeline folder `teacher`, in float32: in half precision SD's overflows into black.
+
+        Raises: as `encode` does for a VAE that cannot be used here.
+        """
+        from diffusers import AutoencoderKL
+
+        _config(teacher)
+        self.vae = parts.load(AutoencoderKL, teacher / "vae", STEM).to(device)
+        self.device, self.batch_size = device, batch_size
+
+    @torch.inference_mode()
+    def __call__(self, latents: Tensor) -> Tensor:
+        """Return the images (N, C, H, W) of latents (N, c, h, w) as the denoising model sees them; both on the CPU."""
+        shift, scale = _scaling(self.vae.config)
+        batches = (latents / scale + shift).split(self.batch_size)
+        return torch.cat([self.vae.decode(batch.to(self.device)).sample.cpu() for batch in batches])
+
+
 def latent_shape(teacher: Path, shape: tuple[int, int, int]) -> tuple[int, int, int]:
     """Return the shape (C, h, w) of the latents of images of `shape` (C, H, W); loads no weights.
 

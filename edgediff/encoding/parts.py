@@ -28,7 +28,7 @@ def fingerprint(folder: Path, stem: str) -> str:
     config = folder / "config.json"
     if not config.is_file():
         raise BadInputError(f"config not found: `{config}`", "fetch the whole pipeline")
-    return digest({path.name: sha256(path) for path in (config, *_weights(folder, stem)[1])})
+    return digest({path.name: sha256(path) for path in (config, *weights(folder, stem)[1])})
 
 
 def load(kind: Any, folder: Path, stem: str) -> Any:
@@ -36,7 +36,7 @@ def load(kind: Any, folder: Path, stem: str) -> Any:
 
     Raises: what `fingerprint` raises; CorruptArtifactError when weights are damaged or do not fit the config.
     """
-    variant, _ = _weights(folder, stem)
+    variant, _ = weights(folder, stem)
     dtype = "torch_dtype" if stem.startswith("diffusion") else "dtype"  # as diffusers and transformers call it
     try:
         with quiet():
@@ -80,8 +80,11 @@ def quiet() -> Iterator[None]:
                 library.enable_progress_bar()
 
 
-def _weights(folder: Path, stem: str) -> tuple[str | None, list[Path]]:
-    """Return the variant of the weights to load, and their files: one, or an index and its shards."""
+def weights(folder: Path, stem: str) -> tuple[str | None, list[Path]]:
+    """Return the variant of the weights to load, and their files: one, or an index and its shards.
+
+    Raises: BadInputError for weights that are missing or pickled.
+    """
     for variant in VARIANTS:
         dotted = f".{variant}" if variant else ""
         single, index = folder / f"{stem}{dotted}.safetensors", folder / f"{stem}.safetensors.index{dotted}.json"
