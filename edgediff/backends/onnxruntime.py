@@ -54,11 +54,22 @@ class OnnxRuntimeDenoiser:
                 f"ONNX Runtime cannot load: `{path}`", " ".join(str(error).split())[:200]
             ) from error
         self.types = {found.name: TYPES[found.type] for found in self.session.get_inputs()}
+        self.shapes = {found.name: found.shape for found in self.session.get_inputs()}
         self.device = DEVICES[provider]
 
     def __call__(self, sample: Tensor, timestep: Tensor, **conditioning: Tensor) -> Tensor:
-        """See `Denoiser`."""
-        given = {"sample": sample, "timestep": timestep, **conditioning}
-        feeds = {name: value.cpu().numpy().astype(self.types[name]) for name, value in given.items()}
+        """See `Denoiser`.
+
+        Raises: BadInputError for a shape that the graph was not exported with.
+        """
+        inputs = {"sample": sample, "timestep": timestep, **conditioning}
+        feeds = {name: value.cpu().numpy().astype(self.types[name]) for name, value in inputs.items()}
+        for name, value in feeds.items():
+            sides = zip(self.shapes[name], value.shape, strict=True)
+            if any(isinstance(exported, int) and exported != given for exported, given in sides):
+                raise BadInputError(
+                    f"graph does not accept {name} of shape {value.shape}, it was exported for {self.shapes[name]}",
+                    "only the batch may change: text embeddings must have the length of the stock pipeline's",
+                )
         (prediction,) = self.session.run(None, feeds)
         return torch.from_numpy(prediction).to(sample.device)

@@ -27,7 +27,7 @@ from edgediff.families.transformers import (
     paths,
 )
 
-TEXT_TOKENS = 77 + 77  # of the CLIP encoders, then of T5
+TEXT_TOKENS = 77 + 256  # of the CLIP encoders, then of T5, as the stock pipeline gives them
 DUAL_MODULATIONS = MODULATIONS + 3  # shift, scale and gate of the second attention
 ADDED = ("add_q_proj", "add_k_proj", "add_v_proj")
 
@@ -122,7 +122,7 @@ class MMDiT(Transformer):
     ) -> dict[str, Tensor]:
         """Return a noisy sample, its timestep, and a text's embeddings, all float32 and, but the timestep, N(0, 1).
 
-        `sample` (B, C, S, S), `timestep` (B,) in 0 to 1000, `encoder_hidden_states` (B, 154, joint_attention_dim),
+        `sample` (B, C, S, S), `timestep` (B,) in 0 to 1000, `encoder_hidden_states` (B, 333, joint_attention_dim),
         `pooled_projections` (B, pooled_projection_dim).
         """
         generator = torch.Generator().manual_seed(0)
