@@ -42,7 +42,9 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="The run folder to make o
 RecipeFile = Annotated[
     str | None, typer.Option("--recipe", "-r", help="A recipe file, or the name of one that comes along.")
 ]
-TeacherName = Annotated[str | None, typer.Option("--teacher", "-t", help="A teacher's name, or a pipeline folder.")]
+TeacherName = Annotated[
+    str | None, typer.Option("--teacher", "-t", help="A teacher's name, a pipeline folder, or a hub id.")
+]
 Ratio = Annotated[float | None, typer.Option(help="Fraction of channels removed, in [0, 1).")]
 Params = Annotated[str | None, typer.Option(help="Parameters that stay, such as 250k.")]
 Macs = Annotated[str | None, typer.Option(help="MACs of one forward that stay, such as 1.5G.")]
@@ -228,7 +230,7 @@ def check(
 
 @app.command()
 def generate(
-    teacher: Annotated[str, typer.Option("--teacher", "-t", help="A teacher's name, or a pipeline folder.")],
+    teacher: Annotated[str, typer.Option("--teacher", "-t", help="A teacher's name, a pipeline folder, or a hub id.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The image folder to write, or to go on with.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="num_images, num_inference_steps, ...")
@@ -343,6 +345,17 @@ def recipes_show(name: Annotated[str, typer.Argument(help="The name of a recipe 
         output.page(find(name).read_text(encoding="utf-8"))
 
 
+@recipes_app.command("check")
+def recipes_check(json: Json = False, quiet: Quiet = False) -> None:
+    """Hold every recipe against its teacher and its paper: does it resolve, has its student the printed size?"""
+    with _speaking(json, quiet) as output:
+        from edgediff.check_recipes import check_recipes
+
+        verdicts = check_recipes(output)
+        output.data({"recipes": [verdict.model_dump(mode="json") for verdict in verdicts]})
+        raise typer.Exit(any(verdict.status in ("differs", "invalid") for verdict in verdicts))
+
+
 @contextmanager
 def _speaking(json: bool, quiet: bool, *, together: bool = False) -> Iterator[Output]:
     """Give a command its voice, and word a SIGINT as what it is: a pause.
@@ -395,7 +408,7 @@ def _resolve(
     kd: str | None = None,
 ) -> Recipe:
     """Put recipe file, options and overrides together, in that order, and check the whole once."""
-    from edgediff.recipe import Recipe, apply_overrides, find, read_yaml
+    from edgediff.recipe import WIDTH_TARGETS, Recipe, apply_overrides, find, read_yaml
     from edgediff.recipe import check as check_recipe
 
     values: dict[str, Any] = read_yaml(find(recipe)) if recipe else {}
@@ -403,7 +416,7 @@ def _resolve(
     given = {name: value for name, value in targets.items() if value is not None}
     if given:
         # A target on the command line takes the place of the recipe's, whichever kind that one is.
-        kept = {key: value for key, value in (values.get("prune") or {}).items() if key not in targets}
+        kept = {key: value for key, value in (values.get("prune") or {}).items() if key not in WIDTH_TARGETS}
         values["prune"] = {**kept, **given}
     if teacher is not None:
         values["teacher"] = teacher

@@ -42,13 +42,13 @@ class Outline:
 def outline(recipe: Recipe) -> Outline:
     """Check the teacher's folder and find the student's depth and widths; which blocks go may be known only later.
 
+    A registered teacher that is not on this machine is known by its entry, so nothing is fetched.
+
     Raises: BadInputError for an unknown teacher or a target that no student of it can meet; CorruptArtifactError for
     damaged weights.
     """
-    folder = teacher.resolve(recipe.teacher).folder
-    model_folder.check(folder)
-    stored = read_json(model_folder.component(folder) / "config.json")
-    family = families.of(stored["_class_name"])
+    class_name, stored = _teacher_config(recipe.teacher)
+    family = families.of(class_name)
     config = dict(family.build(stored, "meta").config)
     shallow: Config = config
     if recipe.prune.depth is not None:
@@ -57,6 +57,16 @@ def outline(recipe: Recipe) -> Outline:
         return Outline(family, config, shallow, family.levels(shallow))
     widths = target_widths(family, shallow, recipe.prune)
     return Outline(family, config, family.student_config(shallow, widths), widths)
+
+
+def _teacher_config(name: str) -> tuple[str, dict[str, Any]]:
+    absent = teacher.registered(name)
+    if absent is not None:
+        return absent.class_name, absent.config
+    folder = teacher.resolve(name).folder
+    model_folder.check(folder)
+    stored = read_json(model_folder.component(folder) / "config.json")
+    return stored["_class_name"], stored
 
 
 def plan(recipe: Recipe) -> Plan:

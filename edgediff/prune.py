@@ -32,7 +32,7 @@ from edgediff.pruning import (
     target_widths,
     timesteps,
 )
-from edgediff.recipe import DepthConfig, PruneConfig, Recipe
+from edgediff.recipe import WIDTH_TARGETS, DepthConfig, PruneConfig, Recipe
 from edgediff.results import Reached
 from edgediff.run import Run
 
@@ -173,7 +173,9 @@ def _reached(
     asked_of_blocks: dict[str, Any] = {}
     if settings.depth is not None:
         asked_of_blocks = settings.depth.model_dump(include={"remove", "keep", "params", "macs", "rule"})
-    asked_of_channels = settings.model_dump(include={"ratio", "params", "macs"})
+    asked_of_channels = settings.model_dump(include=set(WIDTH_TARGETS))
+    if settings.widths is not None:
+        asked_of_channels["widths"] = ", ".join(map(str, settings.widths))
     asked = {**{f"depth.{name}": value for name, value in asked_of_blocks.items()}, **asked_of_channels}
     before, after = family.levels(model.config), family.levels(student.config)
     return Reached(

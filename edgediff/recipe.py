@@ -31,6 +31,8 @@ def parse_count(value: Any) -> Any:
     return value
 
 
+PRINTED = r"^\d+(\.\d+)?[kMG]$"  # a count as papers print it
+
 Count = Annotated[int, BeforeValidator(parse_count)]
 
 
@@ -119,15 +121,19 @@ class DepthConfig(Config):
         return self
 
 
+WIDTH_TARGETS = ("ratio", "params", "macs", "widths")  # of `PruneConfig`
+
+
 class PruneConfig(Config):
     """How much goes, and what: blocks first, where depth is asked for, then channels, by their importance.
 
-    Channels go by exactly one of three targets; none is needed where depth is.
+    Channels go by exactly one of four targets; none is needed where depth is.
     """
 
     ratio: float | None = Field(None, ge=0, lt=1)  # fraction of channels removed
     params: Count | None = Field(None, gt=0)  # parameters that stay
     macs: Count | None = Field(None, gt=0)  # multiply-accumulates of one forward of one image
+    widths: tuple[Annotated[int, Field(gt=0)], ...] | None = None  # channels of every level, in the model's order
     importance: Literal["magnitude", "random", "taylor", "diff_pruning"] = "magnitude"
     num_images: int = Field(16, gt=0)  # calibration images of taylor and diff_pruning
     depth: DepthConfig | None = None
@@ -137,13 +143,13 @@ class PruneConfig(Config):
     @property
     def narrows(self) -> bool:
         """Whether channels go, not blocks alone."""
-        return self.ratio is not None or self.params is not None or self.macs is not None
+        return any(getattr(self, name) is not None for name in WIDTH_TARGETS)
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:
-        given = [name for name in ("ratio", "params", "macs") if getattr(self, name) is not None]
+        given = [name for name in WIDTH_TARGETS if getattr(self, name) is not None]
         if len(given) > 1 or not (given or self.depth):
-            needed = "exactly one of ratio, params, macs" + ("" if given else ", or depth")
+            needed = f"exactly one of {', '.join(WIDTH_TARGETS)}" + ("" if given else ", or depth")
             raise ValueError(f"needs {needed}; given: {', '.join(given) or 'none'}")
         return self
 
@@ -294,6 +300,17 @@ class EvaluateConfig(Config):
     batch_size: int = Field(64, gt=0)  # changes speed only
 
 
+class PublishedConfig(Config):
+    """The size that a paper prints of a recipe's student, digit for digit: `583.5M`, `59.4G`."""
+
+    source: str  # paper and table
+    params: str | None = Field(None, pattern=PRINTED)
+    layout: Literal["diffusers", "original"] = "diffusers"  # whose parameters were counted
+    macs: str | None = Field(None, pattern=PRINTED)
+    macs_of: tuple[Literal["weights", "attention", "layer_norm", "group_norm"], ...] = ("weights", "attention")
+    differs: str = ""  # why a stock student cannot have the printed size, where it has not
+
+
 class Recipe(Config):
     """One compression from teacher to report, in the order of its stages."""
 
@@ -307,6 +324,7 @@ class Recipe(Config):
     evaluate: EvaluateConfig = EvaluateConfig()
     evidence: Literal["published", "measured", "extrapolated", ""] = ""  # where `expected` comes from
     expected: dict[str, float | str] = {}  # figures to hold the run against, shown in its report
+    published: PublishedConfig | None = None
 
 
 class ModelConfig(Config):

@@ -309,3 +309,23 @@ class Plan(Result):
     after: Cost
     stages: list[StagePlan]
     memory_mib: float  # peak, estimated
+
+
+class PrintedCount(Result):
+    """A student's size beside the one that a paper prints, both to the digits of the latter."""
+
+    of: Literal["params", "macs"]
+    student: str
+    published: str
+
+
+class RecipeVerdict(Result):
+    """What a recipe's check found: its student has no printed size (`ok`), has it, misses it with or without reason."""
+
+    name: str
+    status: Literal["ok", "equal", "explained", "differs", "invalid"]
+    reason: str = ""
+    evidence: str = ""  # where its figures come from: published, measured, extrapolated
+    source: str = ""  # of the printed size
+    params: int | None = None  # of the student as a stock diffusers model
+    counts: list[PrintedCount] = []

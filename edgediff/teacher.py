@@ -79,6 +79,14 @@ def resolve(name: str) -> Teacher:
     )
 
 
+def registered(name: str) -> Entry | None:
+    """Return the entry of a registered teacher whose weights are not on this machine; fetches nothing."""
+    if name in zoo() or name not in registry.names():
+        return None
+    entry = registry.entry(name)
+    return entry if hub.cached(entry.repositories) is None else None
+
+
 def listing() -> list[dict[str, Any]]:
     """Return the summaries of all embedded and registered teachers, of the latter with all that is known of them."""
     embedded = [{**teacher.summary(), "where": "embedded"} for teacher in zoo().values()]

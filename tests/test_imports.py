@@ -12,7 +12,7 @@ VERBS = {
     *("train_teacher", "train_autoencoder", "generate"),
 }
 LAYERS = [
-    *("__main__", "cli", "pipeline"),
+    *("__main__", "cli", "pipeline", "check_recipes"),
     *sorted(VERBS),
     *("teacher_card", "quality", "reporting", "distillation", "diagnostics"),
     "training",

@@ -62,6 +62,10 @@ class Family(ABC):
         with torch.device(device):
             return self.model_class.from_config(dict(config))
 
+    def original_params(self, config: Config) -> int:
+        """Return the parameters of this model in the layout of its original implementation, as its papers count."""
+        return sum(parameter.numel() for parameter in self.build(config, "meta").parameters())
+
     @abstractmethod
     def levels(self, config: Config) -> Widths:
         """Return the width of every level that can be pruned.

@@ -107,14 +107,13 @@ class DiT(Transformer):
         """Return `sample`, `timestep` and `class_labels`."""
         return ("sample", "timestep", "class_labels")
 
+    def original_params(self, config: Config) -> int:
+        """Return what `Family.original_params` does.
 
-def original_params(config: Config) -> int:
-    """Return the parameters of this model in the original implementation's layout, as papers on DiT count them.
-
-    There one timestep and one label embedder serve all blocks, where diffusers gives every block its own, and the
-    position embedding counts, although it is not trained.
-    """
-    model: Any = DiT().build(config, "meta")
-    embedder = sum(parameter.numel() for parameter in model.transformer_blocks[0].norm1.emb.parameters())
-    params = sum(parameter.numel() for parameter in model.parameters())
-    return params - (config["num_layers"] - 1) * embedder + model.pos_embed.pos_embed.numel()
+        There one timestep and one label embedder serve all blocks, where diffusers gives every block its own, and the
+        position embedding counts, although it is not trained.
+        """
+        model: Any = self.build(config, "meta")
+        embedder = sum(parameter.numel() for parameter in model.transformer_blocks[0].norm1.emb.parameters())
+        shared = (config["num_layers"] - 1) * embedder
+        return super().original_params(config) - shared + model.pos_embed.pos_embed.numel()

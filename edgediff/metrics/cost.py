@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +19,21 @@ def _cpu_attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, 
     return sdpa_flop_count(query, key, value)
 
 
-# PyTorch's counter knows its GPU attention kernels but not the one for the CPU.
-CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention_flops}
+def _norm_flops(x: torch.Size, *args: Any, **kwargs: Any) -> int:
+    return 2 * NORM_MACS * math.prod(x)
+
+
+NORM_MACS = 5  # of one element: mean, variance, division, scale and shift, as fvcore counts them
+
+COUNTED = {
+    # PyTorch's counter knows its GPU attention kernels but not the one for the CPU, and no norms.
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention_flops,
+    torch.ops.aten.native_layer_norm: _norm_flops,
+    torch.ops.aten.native_group_norm: _norm_flops,
+}
+
+Operator = Literal["weights", "attention", "layer_norm", "group_norm"]
+"""What multiplies: convolutions and linears, attention's two products, norms."""
 
 
 def parameter_count(module: nn.Module) -> int:
@@ -39,19 +54,45 @@ def macs(module: nn.Module, example_inputs: Mapping[str, Any]) -> int:
 
     Args: example_inputs: keyword arguments of the forward; the batch size multiplies the result.
     """
-    return _counted(lambda: module(**example_inputs))
+    return _usual(_counted(lambda: module(**example_inputs)))
 
 
 def prediction_macs(family: Family, model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
     """Return the `macs` of one prediction of a family's model, from the inputs that the family names."""
-    return _counted(lambda: family.prediction(model, **inputs))
+    return _usual(_counted(lambda: family.prediction(model, **inputs)))
 
 
-def _counted(forward: Callable[[], Any]) -> int:
-    counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
+def macs_by_operator(family: Family, config: Config) -> dict[Operator, int]:
+    """Return the multiply-accumulates of one forward of one image by what does them.
+
+    Papers count with tools that know different operators, so their figures are sums of different ones of these.
+    """
+    inputs = family.example_inputs(config, device="meta")
+    counted = _counted(lambda: family.prediction(family.build(config, "meta"), **inputs))
+    return dict(counted)
+
+
+def _counted(forward: Callable[[], Any]) -> Counter[Operator]:
+    counter = FlopCounterMode(display=False, custom_mapping=COUNTED)
     with torch.no_grad(), counter:
         forward()
-    return counter.get_total_flops() // 2
+    found: Counter[Operator] = Counter()
+    for operator, flops in counter.get_flop_counts()["Global"].items():
+        found[_kind(str(operator))] += flops // 2
+    return found
+
+
+def _usual(counted: Counter[Operator]) -> int:
+    return counted["weights"] + counted["attention"]
+
+
+def _kind(operator: str) -> Operator:
+    if "layer_norm" in operator:
+        return "layer_norm"
+    if "group_norm" in operator:
+        return "group_norm"
+    # A matrix product of two batches is attention's wherever it is written out.
+    return "attention" if "attention" in operator or "bmm" in operator else "weights"
 
 
 def model_cost(family: Family, config: Config) -> Cost:

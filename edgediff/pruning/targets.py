@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from edgediff.errors import BadInputError, StageFailedError
 from edgediff.families import Config, Family, Widths
@@ -15,7 +15,7 @@ ROUNDING = 1e-9  # keeps a ratio computed to lie on the border of a rounding ste
 
 
 def target_widths(family: Family, config: Config, target: PruneConfig) -> Widths:
-    """Return the widths for whichever of ratio, params and macs a recipe asks for.
+    """Return the widths for whichever of ratio, params, macs and widths a recipe asks for.
 
     Raises: BadInputError for a target that no student of this teacher can meet.
     """
@@ -23,7 +23,9 @@ def target_widths(family: Family, config: Config, target: PruneConfig) -> Widths
         return widths_for_params(family, config, target.params)
     if target.macs is not None:
         return widths_for_macs(family, config, target.macs)
-    assert target.ratio is not None  # PruneConfig holds exactly one of the three
+    if target.widths is not None:
+        return widths_in_order(family, config, target.widths)
+    assert target.ratio is not None  # PruneConfig holds exactly one of the four
     return widths_for_ratio(family, config, target.ratio)
 
 
@@ -75,6 +77,22 @@ def widths_for_macs(family: Family, config: Config, target: int, resolution: int
         )
 
     return _largest_within(family, config, target, "MACs", cost)
+
+
+def widths_in_order(family: Family, config: Config, widths: Sequence[int]) -> Widths:
+    """Return the given widths by level, when a student of this teacher can have them.
+
+    Raises: BadInputError for another number of levels, and what `Family.student_config` raises.
+    """
+    levels = family.levels(config)
+    if len(widths) != len(levels):
+        raise BadInputError(
+            f"the model has {len(levels)} levels, widths has {len(widths)}",
+            f"give them in this order: {_words(levels)}",
+        )
+    named = dict(zip(levels, widths, strict=True))
+    family.student_config(config, named)
+    return named
 
 
 def check_reached(family: Family, teacher_config: Config, student_config: Config, ratio: float) -> None:
@@ -153,6 +171,10 @@ def _params(family: Family, config: Config, widths: Widths) -> int:
 
 def _count(family: Family, config: Config) -> int:
     return parameter_count(family.build(config, "meta"))
+
+
+def _words(levels: Widths) -> str:
+    return ", ".join(f"{level} ({width})" for level, width in levels.items())
 
 
 def _floor(ratio: float) -> float:

@@ -19,7 +19,6 @@ from small_transformers import (
 
 from edgediff import families
 from edgediff.errors import BadInputError
-from edgediff.families.dit import original_params
 from edgediff.metrics.cost import parameter_count
 from edgediff.pruning import check_reached
 
@@ -69,11 +68,11 @@ def test_parameters_are_those_of_dit_xl_and_of_its_published_depth_cuts(layers, 
     removed = DIT.blocks(config)[layers:]
     cut = DIT.without_blocks(config, removed)
     assert round(parameter_count(DIT.build(cut.config, "meta")) / 1e6, 2) == stock
-    assert round(original_params(cut.config) / 1e6, 1) == original
+    assert round(DIT.original_params(cut.config) / 1e6, 1) == original
 
 
 def test_the_original_layout_of_four_blocks_has_the_published_size():
-    assert round(original_params({**XL, "num_layers": 4}) / 1e6, 1) == 101.4
+    assert round(DIT.original_params({**XL, "num_layers": 4}) / 1e6, 1) == 101.4
 
 
 @pytest.mark.parametrize("layers", [3, pytest.param(28, marks=pytest.mark.slow)])
