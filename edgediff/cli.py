@@ -109,18 +109,20 @@ def prune(
     ratio: Ratio = None,
     params: Params = None,
     macs: Macs = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Prune in every way to one size, and rank them.")] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Start a run: cut a teacher to a student of fewer channels. The other stages go on from its folder."""
     with _speaking(json, quiet) as output:
         from edgediff import pipeline
+        from edgediff.compare_prunings import compare_prunings
         from edgediff.prune import prune as verb
         from edgediff.run import Run
 
         run, resolved = Run(out), _resolve(recipe, teacher, ratio, params, macs, overrides)
         pipeline.prepare(run, resolved, output)
-        output.data(verb(run, resolved, output).model_dump(mode="json"))
+        output.data((compare_prunings if compare else verb)(run, resolved, output).model_dump(mode="json"))
 
 
 @app.command()

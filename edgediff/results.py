@@ -329,3 +329,27 @@ class RecipeVerdict(Result):
     source: str = ""  # of the printed size
     params: int | None = None  # of the student as a stock diffusers model
     counts: list[PrintedCount] = []
+
+
+class PruningRow(Result):
+    """One way of pruning before any distillation, or the teacher itself."""
+
+    name: str
+    cost: Cost
+    loss: float  # of the prediction on held-out images, mean over timesteps
+    frechet_distance: float
+    kid_mean: float
+    noise_share: float | None = None
+
+
+class PruningComparison(Result):
+    """Ways of pruning one teacher to one size: the teacher first, then the students, the lowest loss first."""
+
+    teacher: str
+    target: dict[str, int]  # params or macs that stay
+    profile: QualityProfile
+    floor: float  # Fréchet distance of as many real training images
+    loss_images: int
+    loss_timesteps: int
+    rows: list[PruningRow]
+    not_run: dict[str, str]  # way → why it is closed to this teacher

@@ -43,6 +43,15 @@ class Run:
         """The run of a teacher assistant, counted from 0: `pruned/`, `student/`, `train.jsonl`."""
         return Run(self.path / "assistants" / str(place))
 
+    def pruning(self, way: str) -> Path:
+        """The run folder of one way of pruning, of those that are compared."""
+        return self.path / "prunings" / way.replace(", ", "-")
+
+    @property
+    def comparison(self) -> Path:
+        """Ways of pruning side by side (`results.PruningComparison`)."""
+        return self.path / "comparison.json"
+
     @property
     def encoded(self) -> Path:
         """Latents and text embeddings of the data, which every stage shares."""

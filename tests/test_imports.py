@@ -12,7 +12,7 @@ VERBS = {
     *("train_teacher", "train_autoencoder", "generate"),
 }
 LAYERS = [
-    *("__main__", "cli", "pipeline", "check_recipes"),
+    *("__main__", "cli", "pipeline", "check_recipes", "compare_prunings"),
     *sorted(VERBS),
     *("teacher_card", "quality", "reporting", "distillation", "diagnostics"),
     "training",

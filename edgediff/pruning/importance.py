@@ -7,7 +7,7 @@ They are element-wise, so that a pruning method may sum them over whatever it re
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from edgediff.diffusion.schedule import add_noise
 from edgediff.errors import BadInputError, StageFailedError, nearest
 from edgediff.families import Family
 
-Scores = dict[str, Tensor]
+Scores = Mapping[str, Tensor]
 LossAt = Callable[[nn.Module, int], Tensor]
 
 TAYLOR_TIMESTEPS = 32  # evenly spaced; enough to see the whole schedule at a thirtieth of its cost
@@ -60,9 +60,31 @@ class Importance:
     needs_data: bool
 
 
+class Squares(Mapping[str, Tensor]):
+    """The squares of weights, in float32, each computed when it is asked for.
+
+    All at once would be a second copy of the teacher, which for SDXL is 10 GB.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        self.weights = weights
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return the squares of one parameter."""
+        return self.weights[name].detach().float() ** 2
+
+    def __iter__(self) -> Iterator[str]:
+        """Visit the parameters' names."""
+        return iter(self.weights)
+
+    def __len__(self) -> int:
+        """Return the number of parameters."""
+        return len(self.weights)
+
+
 def magnitude(model: nn.Module, probe: Probe) -> Scores:
     """Return w², so that a channel's sum is its squared L2 norm (Li et al. 2017)."""
-    return {name: weight.detach().float() ** 2 for name, weight in model.named_parameters()}
+    return Squares(dict(model.named_parameters()))
 
 
 def random(model: nn.Module, probe: Probe) -> Scores:
@@ -129,7 +151,7 @@ def importance_scores(
 ) -> Scores:
     """Return the scores of every parameter of a model, which is left untouched: no gradients, no dtype change.
 
-    Works on a float32 copy, so teachers in half precision are scored like any other.
+    What needs data works on a float32 copy, so teachers in half precision are scored like any other.
 
     Args: name: one of `IMPORTANCES`.
           x0: (B, C, H, W) clean images in [-1, 1], for the measures that need data.
@@ -154,6 +176,8 @@ def importance_scores(
             )
         loss_at = denoising_loss(family, x0, scheduler, seed, conditioning)
         probe = Probe(loss_at, scheduler.config["num_train_timesteps"], seed, threshold, on_timestep)
+    else:
+        return IMPORTANCES[name].measure(model, probe)
     # Dropout would make the losses of two timesteps incomparable, hence eval.
     twin = copy.deepcopy(model).float().eval().requires_grad_(True)
     with torch.enable_grad():
@@ -192,7 +216,7 @@ def denoising_loss(
     return loss_at
 
 
-def _zeros(model: nn.Module) -> Scores:
+def _zeros(model: nn.Module) -> dict[str, Tensor]:
     return {name: torch.zeros_like(weight) for name, weight in model.named_parameters()}
 
 
