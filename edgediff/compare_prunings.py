@@ -97,10 +97,11 @@ def ways(what: Outline, target: Mapping[str, int], settings: PruneConfig) -> Ite
     shared = settings.depth.model_dump(include={"num_images", "tinyfusion"}) if settings.depth else {}
     for by in (*BLOCK_MEASURES, "tinyfusion"):
         size = _keep(what, target, len(blocks)) if by in COUNTED_ONLY else target
-        yield (
-            f"depth, {by}",
-            plain.model_copy(update={"depth": DepthConfig.model_validate({**shared, **size, "by": by})}),
-        )
+        if size is None:
+            yield f"depth, {by}", None
+            continue
+        depth = DepthConfig.model_validate({**shared, **size, "by": by})
+        yield f"depth, {by}", plain.model_copy(update={"depth": depth})
 
 
 def show(comparison: PruningComparison, output: Output) -> None:
