@@ -121,7 +121,9 @@ def measured(case: str, teacher: Path, run: Path) -> dict[str, Any]:
 
 
 def timed(*arguments: str) -> tuple[dict[str, float], str]:
-    """Run Python with these arguments; return seconds (by the clock, and of the processor) and peak resident GiB, and what it printed.
+    """Run Python with these arguments; return what it took, and what it printed.
+
+    Seconds are by the clock and of the processor: the latter do not depend on what else the machine does.
 
     Raises: RuntimeError, with its last words, when it fails.
     """
@@ -219,17 +221,14 @@ def captioned(folder: Path) -> Path:
 
 def show(results: dict[str, Any]) -> None:
     """Print every step's seconds and peak memory as a Markdown table."""
-    print(
-        "| teacher | cut | parameters | step | seconds | of the processor | peak GiB |\n|---|---|---:|---|---:|---:|---:|"
-    )
+    print("| teacher | cut | parameters | step | seconds | of the processor | peak GiB |")
+    print("|---|---|---:|---|---:|---:|---:|")
     for case, found in results.items():
-        name, prune = case.split("/")
         size = f"{found['params_before'] / 1e6:,.1f}M → {found['params_after'] / 1e6:,.1f}M"
         for step, cost in found.items():
             if isinstance(cost, dict) and "seconds" in cost:
-                print(
-                    f"| {name} | {prune} | {size} | {step} | {cost['seconds']} | {cost['processor_seconds']} | {cost['peak_gib']} |"
-                )
+                cells = [*case.split("/"), size, step, *map(str, cost.values())]
+                print(f"| {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

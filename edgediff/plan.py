@@ -13,7 +13,7 @@ from edgediff import families, model_folder, teacher
 from edgediff.artifacts import read_json
 from edgediff.families import Config, Family, Widths
 from edgediff.metrics.cost import model_cost, parameter_bytes
-from edgediff.pruning import foreseen_cut, forwards, target_widths
+from edgediff.pruning import check_learnable, foreseen_cut, forwards, target_widths
 from edgediff.recipe import PruneConfig, Recipe, loss_words
 from edgediff.results import Plan, StagePlan
 
@@ -52,6 +52,8 @@ def outline(recipe: Recipe) -> Outline:
     config = dict(family.build(stored, "meta").config)
     shallow: Config = config
     if recipe.prune.depth is not None:
+        if recipe.prune.depth.by == "tinyfusion":
+            check_learnable(family.blocks(config))
         shallow = foreseen_cut(family, config, recipe.prune.depth, recipe.prune.seed).config
     if not recipe.prune.narrows:
         return Outline(family, config, shallow, family.levels(shallow))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import NoneType, UnionType
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -36,7 +37,13 @@ def _known_keys(kind: Any, location: list[str]) -> list[str]:
     """Return the keys of the model at `location`; none where the path leads through something without named keys."""
     for part in location:
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            kind = kind.model_fields[part].annotation if part in kind.model_fields else None
+            kind = _required(kind.model_fields[part].annotation) if part in kind.model_fields else None
         else:
             kind = get_args(kind)[-1] if get_args(kind) else None  # the values of a mapping, the items of a list
     return list(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else []
+
+
+def _required(kind: Any) -> Any:
+    """Return what `X | None` is when it is given: X."""
+    given = [part for part in get_args(kind) if part is not NoneType]
+    return given[0] if isinstance(kind, UnionType) and len(given) == 1 else kind

@@ -7,10 +7,10 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, DiTTransformer2DModel, UNet2DModel
 from small_unet import SMALL_UNET
 
-from edgediff import families, model_folder
+from edgediff import families, model_folder, teacher
 from edgediff.artifacts import read_json
 from edgediff.errors import BadInputError, CorruptArtifactError
-from edgediff.plan import plan
+from edgediff.plan import outline, plan
 from edgediff.prune import prune
 from edgediff.results import Reached
 from edgediff.run import Run
@@ -186,6 +186,26 @@ def test_a_plan_knows_the_depth_and_what_choosing_costs(deep_recipe):
     both = plan(deep_recipe(ratio=0.5, depth={"keep": 1, "by": "last"}))
     assert both.stages[0].what == "depth, by last; width, by magnitude"
     assert list(both.widths_after.values()) == [8, 16] and both.after.params < by_weights.after.params
+
+
+def test_a_choice_that_cannot_be_learned_is_refused_by_the_plan(deep_recipe):
+    with pytest.raises(BadInputError, match="bypassed one by one"):
+        plan(deep_recipe(depth={"keep": 1, "by": "tinyfusion"}))
+
+
+def test_a_registered_teacher_is_planned_from_its_entry(small_recipe, monkeypatch):
+    monkeypatch.setattr(teacher.hub, "cached", lambda repositories: None)
+    monkeypatch.setattr(teacher.hub, "fetch", lambda sources: pytest.fail("a plan fetches nothing"))
+    what = outline(small_recipe(teacher="ddpm-cifar10"))
+    assert tuple(what.teacher_config["block_out_channels"]) == (128, 256, 256, 256)
+    assert what.student_config["block_out_channels"] == (64, 128, 128, 128)
+
+
+def test_widths_can_be_given_level_by_level(small_recipe, tmp_path, quiet):
+    reached = prune(Run(tmp_path / "run"), small_recipe(prune={"ratio": None, "widths": [4, 24]}), quiet)
+    assert list(reached.widths_after.values()) == [4, 24] and reached.asked == "widths 4, 24"
+    with pytest.raises(BadInputError, match="2 levels, widths has 3"):
+        outline(small_recipe(prune={"ratio": None, "widths": [4, 8, 24]}))
 
 
 def test_records_from_before_depth_still_load():

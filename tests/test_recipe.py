@@ -50,6 +50,8 @@ def test_a_malformed_override_is_named(override):
 
 
 def test_an_unknown_key_comes_with_the_nearest_one():
+    of_depth = {**MINIMAL, "prune": {"depth": {"kep": 2}}}
+    assert "prune.depth.kep: unknown key, did you mean: keep" in message(of_depth)
     assert "distil: unknown key, did you mean: distill" in message({**MINIMAL, "distil": {}})
     found = message({**MINIMAL, "distill": {"training": {"learningrate": 1}}})
     assert "distill.training.learningrate: unknown key, did you mean: learning_rate" in found

@@ -16,7 +16,7 @@ from edgediff.pruning.blocks import (
 )
 from edgediff.pruning.depth import DepthReport, prune_depth
 from edgediff.pruning.importance import IMPORTANCES, Importance, Scores, importance_scores, timesteps
-from edgediff.pruning.learned_depth import LearnedDepth, learn_depth
+from edgediff.pruning.learned_depth import LearnedDepth, check_learnable, learn_depth
 from edgediff.pruning.svs import refine
 from edgediff.pruning.targets import check_reached, target_widths, widths_for_macs, widths_for_params, widths_for_ratio
 from edgediff.pruning.width import GroupCut, WidthReport, prune_width
@@ -32,6 +32,7 @@ __all__ = [
     "Scores",
     "WidthReport",
     "block_importance",
+    "check_learnable",
     "check_reached",
     "choose_blocks",
     "foreseen_cut",

@@ -124,12 +124,7 @@ def learn_depth(
     StageFailedError at the first loss that is not finite.
     """
     blocks = family.blocks(model.config)
-    joined = [block for block in blocks if "+" in block]
-    if joined:
-        raise BadInputError(
-            f"tinyfusion needs blocks that can be bypassed one by one, not so: {joined[0]}",
-            "use laptop_diff or oracle, which compare whole models",
-        )
+    check_learnable(blocks)
     twin: Any = copy.deepcopy(model).float().eval()  # no dropout: it would blame blocks for its own noise
     device = twin.device
     choices = [LocalChoice(*group).to(device) for group in local_groups(blocks, keep, settings.group_size)]
@@ -168,6 +163,19 @@ def learn_depth(
     removed = {block for choice in choices for block in choice.removed()}
     stay = {block: value for choice in choices for block, value in choice.stay().items()}
     return LearnedDepth(tuple(block for block in blocks if block in removed), stay)
+
+
+def check_learnable(blocks: Sequence[str]) -> None:
+    """Find out, from names alone, whether blocks can be gated one by one.
+
+    Raises: BadInputError naming the first that cannot.
+    """
+    joined = [block for block in blocks if "+" in block]
+    if joined:
+        raise BadInputError(
+            f"tinyfusion needs blocks that can be bypassed one by one, not so: {joined[0]}",
+            "use laptop_diff or oracle, which compare whole models",
+        )
 
 
 def local_groups(blocks: Sequence[str], keep: int, size: int) -> list[tuple[tuple[str, ...], int]]:

@@ -35,7 +35,7 @@ def widths_for_ratio(family: Family, config: Config, ratio: float) -> Widths:
     Args: config: the teacher's. ratio: fraction of channels removed, in [0, 1).
 
     Raises: BadInputError for a ratio out of range, and for one that leaves a level without channels or gives widths
-    no student can have; it names the level and the highest ratio that works.
+    no student can have; it names the level and the nearest ratios that work.
     """
     if not 0 <= ratio < 1:
         raise BadInputError(
@@ -49,9 +49,10 @@ def widths_for_ratio(family: Family, config: Config, ratio: float) -> Widths:
         family.student_config(config, widths)
     except BadInputError as error:
         works = [highest for highest, _ in uniform_widths(family, config)]
-        near = max((highest for highest in works if highest < ratio), default=works[0])
-        hint = f"highest ratio that works{' below it' if near < works[-1] else ''}: {_floor(near):g}"
-        raise BadInputError(error.message, hint) from error
+        below = [f"{_floor(highest):g}" for highest in works if highest < ratio][-1:]
+        above = [f"{_floor(highest):g}" for highest in works if highest > ratio][:1]
+        near = f"nearest that work: {' and '.join(below + above)}"
+        raise BadInputError(error.message, near if above else f"highest ratio that works: {below[0]}") from error
     return widths
 
 

@@ -77,11 +77,12 @@ def test_a_level_without_channels_is_refused_with_the_highest_ratio_that_works()
         widths_for_ratio(UNET, config(), highest + 2e-4)
 
 
-def test_widths_that_no_student_can_have_are_refused_with_the_next_ratio_below():
+def test_widths_that_no_student_can_have_are_refused_with_the_next_ratios():
     teacher = config((32, 40), (), attention_head_dim=None)
     with pytest.raises(BadInputError, match=r"down_blocks.0 and down_blocks.1 must differ") as error:
         widths_for_ratio(UNET, teacher, 0.8)  # 6.4 and 8 channels: 8 and 8
-    assert error.value.hint == "highest ratio that works below it: 0.75"
+    below, above = map(float, error.value.hint.removeprefix("nearest that work: ").split(" and "))
+    assert below == 0.75 and widths_for_ratio(UNET, teacher, above) == named(4, 8)
     assert widths_for_ratio(UNET, teacher, 0.75) == named(8, 12)
     assert widths_for_ratio(UNET, teacher, 0.85) == named(4, 8)
 
