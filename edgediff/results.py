@@ -51,10 +51,31 @@ class Cost(Result):
     bytes: int
 
 
+class SearchPoint(Result):
+    """A student that a search passed."""
+
+    widths: dict[str, int]  # level → channels
+    blocks_removed: int
+    costs: dict[str, float]  # predicted: latency_ms, memory_mb, params, macs; the first two with a profile only
+    importance_kept: float  # share of the teacher's, see budgets.kept
+
+
+class Search(Result):
+    """What the search for a student within budgets found."""
+
+    students: str  # among which: uniform, widths, widths_and_blocks
+    budgets: dict[str, float]
+    device: str  # whose profile predicted; empty: none was needed
+    threads: int | None  # of the profile
+    teacher: dict[str, float]  # its costs, predicted likewise
+    found: SearchPoint
+    passed: list[SearchPoint]  # Pareto points in the first budget and the importance, cheapest last
+
+
 class Reached(Result):
     """What pruning was asked for and what it did: to channels, and to blocks where `blocks_before` is given."""
 
-    requested: dict[str, float | str]  # one of ratio, params, macs; what was asked of depth as depth.remove, ...
+    requested: dict[str, float | str]  # ratio, or the budgets; what was asked of depth as depth.remove, ...
     importance: str  # of channels; empty when all of them stayed
     widths_before: dict[str, int]  # level → channels
     widths_after: dict[str, int]
@@ -68,6 +89,7 @@ class Reached(Result):
     channels_removed: float  # fraction, over all levels
     params_removed: float  # fraction
     macs_removed: float  # fraction
+    search: Search | None = None  # null: no budget was given
 
     @property
     def asked(self) -> str:
@@ -150,12 +172,23 @@ class LatencyRow(Result):
     speedup: float | None = None  # median over rounds of teacher time / this time, same backend and batch size
 
 
+class BudgetCheck(Result):
+    """A step of teacher and student, measured in turns as a profile measures: what a predicted latency is held to."""
+
+    device: str
+    threads: int
+    clock: str  # processor time of one thread, or wall time of several
+    teacher_ms: float  # median
+    student_ms: float  # teacher_ms times the median ratio within rounds
+
+
 class Latency(Result):
     """latency.json."""
 
     profile: LatencyProfile
     costs: dict[Role, Cost]
     rows: list[LatencyRow]
+    budget: BudgetCheck | None = None  # null: no latency or memory budget was given
 
 
 class Reference(Result):
@@ -307,5 +340,6 @@ class Plan(Result):
     widths_after: dict[str, int]
     before: Cost
     after: Cost
+    search: Search | None = None  # as if all channels mattered the same; null: no budget was given
     stages: list[StagePlan]
     memory_mib: float  # peak, estimated

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from edgediff import teacher
 from edgediff.errors import BadInputError
-from edgediff.recipe import Recipe
+from edgediff.recipe import BUDGETS, Recipe
 from edgediff.run import Role, Run
 
 MADE_BY: dict[Role, str] = {"pruned": "prune", "student": "distill"}
@@ -52,7 +52,8 @@ def assistants(run: Run, recipe: Recipe) -> list[tuple[Run, Recipe]]:
             update={"steps": assistant.steps or recipe.distill.training.steps}
         )
         changes = {"teachers": tuple(map(str, teachers)), "assistants": (), "training": training}
-        prune = recipe.prune.model_copy(update={"ratio": assistant.ratio, "params": None, "macs": None})
+        no_budget = dict.fromkeys((*BUDGETS, "device"))
+        prune = recipe.prune.model_copy(update={**no_budget, "ratio": assistant.ratio})
         distill = recipe.distill.model_copy(update=changes)
         found.append((run.assistant(place), recipe.model_copy(update={"prune": prune, "distill": distill})))
     return found

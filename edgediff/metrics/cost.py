@@ -47,11 +47,25 @@ def prediction_macs(family: Family, model: nn.Module, inputs: Mapping[str, Tenso
     return _counted(lambda: family.prediction(model, **inputs))
 
 
+def module_macs(family: Family, model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return the MACs of one prediction inside every module that has any, by its name; "" is the whole model."""
+    counter = _counter(lambda: family.prediction(model, **inputs))
+    root = type(model).__name__
+    counts = {name: sum(flops.values()) // 2 for name, flops in counter.get_flop_counts().items() if name != "Global"}
+    return {name.removeprefix(root).removeprefix("."): count for name, count in counts.items()} | {
+        "": counter.get_total_flops() // 2
+    }
+
+
 def _counted(forward: Callable[[], Any]) -> int:
+    return _counter(forward).get_total_flops() // 2
+
+
+def _counter(forward: Callable[[], Any]) -> FlopCounterMode:
     counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
     with torch.no_grad(), counter:
         forward()
-    return counter.get_total_flops() // 2
+    return counter
 
 
 def model_cost(family: Family, config: Config) -> Cost:
