@@ -23,7 +23,7 @@ from edgediff.backends.memory import peak_memory_mib
 from edgediff.backends.onnxruntime import CUDA_PROVIDER, OnnxRuntimeDenoiser, available_providers
 from edgediff.backends.pytorch import PyTorchDenoiser
 from edgediff.backends.tensorrt import EngineDenoiser
-from edgediff.budgets.measure import clock_of, feeds_of, load, side_by_side
+from edgediff.budgets.measure import clock_of, feeds_of, load, side_by_side, undisturbed
 from edgediff.diffusion.denoiser import Denoiser
 from edgediff.errors import BadInputError, StageFailedError
 from edgediff.metrics.cost import model_cost
@@ -219,14 +219,12 @@ def _budget_check(run: Run, teacher: Loaded, threads: int, output: Output) -> Bu
     runs = {role: load(run.onnx(role) / "model.onnx", feeds, threads) for role in roles}
     output.stage("benchmark", "the predicted latency, measured as the profile was")
     times = side_by_side(runs, threads)
-    teacher_ms = statistics.median(times["teacher"])
-    ratios = (own / whole for own, whole in zip(times["student"], times["teacher"], strict=True))
     return BudgetCheck(
         device=cpu_name(),
         threads=threads,
         clock=clock_of(threads)[0],
-        teacher_ms=teacher_ms,
-        student_ms=teacher_ms * statistics.median(ratios),
+        teacher_ms=undisturbed(times["teacher"]),
+        student_ms=undisturbed(times["student"]),
     )
 
 

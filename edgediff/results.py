@@ -178,8 +178,8 @@ class BudgetCheck(Result):
     device: str
     threads: int
     clock: str  # processor time of one thread, or wall time of several
-    teacher_ms: float  # median
-    student_ms: float  # teacher_ms times the median ratio within rounds
+    teacher_ms: float  # lower quartile
+    student_ms: float
 
 
 class Latency(Result):
@@ -306,6 +306,17 @@ class TrainingSummary(Result):
     cache: dict[str, float] | None = None  # what the target cache read, computed and saved, when there was one
 
 
+class BudgetComparison(Result):
+    """Predicted against measured, for the student that a profile chose."""
+
+    not_comparable: str  # why the errors are null; empty: they are not
+    predicted_share: float  # of the teacher's latency, in the profile
+    measured_share: float  # in `BudgetCheck`
+    latency_error: float | None  # predicted over measured share, minus 1
+    memory_mb: float | None  # measured, of a process that runs only the student at batch 1
+    memory_error: float | None  # predicted over measured, minus 1
+
+
 class Report(Result):
     """report.json: everything above for one run, with the directions."""
 
@@ -320,6 +331,7 @@ class Report(Result):
     builds: list[Build]
     latency: Latency
     quality: Quality
+    budget: BudgetComparison | None = None  # null: no profile was asked
     diagnosis: Diagnosis | None = None  # null: `edgediff diagnose` has not been run
     directions: dict[str, Literal["lower", "higher"]] = DIRECTIONS
 

@@ -33,7 +33,7 @@ def choose(
     settings: PruneConfig,
     table: LatencyTable | None,
     scores: Scores | None,
-    on_step: Callable[[], None] = lambda: None,
+    on_start: Callable[[], None] = lambda: None,
 ) -> Choice:
     """Return the student within `settings.budgets`.
 
@@ -52,7 +52,7 @@ def choose(
     if settings.search == "uniform":
         found, passed = _largest_uniform(space, kept, cost, budgets)
     else:
-        found, passed = search(space, kept, cost, budgets, on_step)
+        found, passed = search(space, kept, cost, budgets, on_start)
 
     def shown(point: Point) -> SearchPoint:
         return SearchPoint(

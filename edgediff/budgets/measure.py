@@ -12,7 +12,7 @@ import tempfile
 import time
 from ast import literal_eval
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -76,11 +76,8 @@ def measure(family: Family, config: Config, teacher: str, threads: int, output: 
             del built
             reference = reference or runs[WHOLE]
             times = side_by_side({**runs, TEACHER: reference}, threads)
-            teacher_ms += times[TEACHER]
-            share = {
-                key: statistics.median(a / b for a, b in zip(taken, times[TEACHER], strict=True))
-                for key, taken in times.items()
-            }
+            teacher_ms.append(undisturbed(times[TEACHER]))
+            share = {key: undisturbed(taken) / teacher_ms[-1] for key, taken in times.items()}
             step = share.pop(WHOLE) if student != space.teacher else 1.0
             own = {key: value for key, value in share.items() if key not in (WHOLE, TEACHER)}
             # Calls of single blocks cost more than the same nodes within the whole.
@@ -142,6 +139,11 @@ def side_by_side(runs: Mapping[Name, Run], threads: int) -> dict[Name, list[floa
             taken[key].append(1000 * (clock() - start))
         done += 1
     return {key: times[WARMUP:] for key, times in taken.items()}
+
+
+def undisturbed(times: Sequence[float]) -> float:
+    """Return the lower quartile: whatever else goes on can only lengthen a run, and hits short ones less often."""
+    return statistics.quantiles(times, n=4)[0]
 
 
 def load(graph: Path, feeds: Feeds, threads: int) -> Run:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from edgediff.budgets.space import Space, Student
@@ -29,34 +29,60 @@ def search(
     kept: Callable[[Student], float],
     cost: Callable[[Student], Costs],
     budgets: Costs,
-    on_step: Callable[[], None] = lambda: None,
+    on_start: Callable[[], None] = lambda: None,
 ) -> tuple[Point, list[Point]]:
     """Return the student found, and the Pareto points passed on the way, from the teacher down to it.
 
     Greedy, as NetAdapt is (Yang et al. 2018): of all students one step smaller, go to the one that loses the least
-    importance for what it saves, until every budget is met. Then exchange: take a step up and as few down as it needs,
-    as long as that keeps more.
+    importance for what it saves, until every budget is met. This from the teacher, and from it with one axis already
+    narrower or one block already gone, as the cheapest first step is not always on the way to the best student. Then
+    exchange: take a step up and as few down as it needs, as long as that keeps more.
 
     Args: kept: student → share of the importance in [0, 1]. cost: student → every quantity that `budgets` limits.
-          on_step: called after every step.
+          on_start: called after every one of the `starts`.
     Raises: BadInputError, with the reachable range, when a budget is under the smallest student.
     """
     at = cache(lambda student: Point(student, cost(student), kept(student)))
-    here = at(space.teacher)
-    seen = [here]
+    seen: list[Point] = []
+    ends: list[Point] = []
+    for start in starts(space):
+        path = _descent(space, at(start), at, budgets)
+        seen += path
+        ends.append(path[-1])
+        on_start()
+    met = [point for point in ends if within(point.costs, budgets)]
+    if not met:
+        least = min(ends, key=lambda point: _overrun(point.costs, budgets))
+        raise unreachable(at(space.teacher).costs, least.costs, budgets)
+    here = max(met, key=lambda point: point.kept)
+    while (better := _exchanged(space, here, at, budgets)) is not None:
+        here = better
+        seen.append(here)
+    return here, pareto(seen, next(iter(budgets)))
+
+
+def starts(space: Space) -> list[Student]:
+    """Return where the search begins: the teacher, and all students that differ from it in one axis or one block."""
+    narrower = [
+        replace(space.teacher, widths=(*space.teacher.widths[:axis], width, *space.teacher.widths[axis + 1 :]))
+        for axis, choices in enumerate(space.choices)
+        for width in choices[:-1]
+    ]
+    fewer = [replace(space.teacher, removed=frozenset({block})) for block in space.blocks]
+    return [space.teacher, *(student for student in (*narrower, *fewer) if space.exists(student))]
+
+
+def _descent(space: Space, here: Point, at: Callable[[Student], Point], budgets: Costs) -> list[Point]:
+    """Return the points from here down to the first within the budgets, or to where no step saves anything."""
+    path = [here]
     while not within(here.costs, budgets):
         smaller = [at(student) for student in space.smaller(here.student)]
         saving = [point for point in smaller if _overrun(point.costs, budgets) < _overrun(here.costs, budgets)]
         if not saving:
-            raise unreachable(at(space.teacher).costs, here.costs, budgets)
+            break
         here = _cheapest(here, saving, budgets)
-        seen.append(here)
-        on_step()
-    while (better := _exchanged(space, here, at, budgets)) is not None:
-        here = better
-        seen.append(here)
-        on_step()
-    return here, pareto(seen, next(iter(budgets)))
+        path.append(here)
+    return path
 
 
 def unreachable(largest: Costs, least: Costs, budgets: Costs) -> BadInputError:
