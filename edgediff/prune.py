@@ -181,7 +181,7 @@ def _within_budgets(
     family, depth = loaded.family, None
     scores = _scores(model, settings, loaded, images, output)
     output.stage("prune", f"looking for the student within {_worded(settings)}, among {settings.search}")
-    choice = choose(family, model.config, settings, table, scores)
+    choice = choose(family, model.config, settings, table, scores, output)
     if choice.removed:
         model, depth = prune_depth(model, family, family.without_blocks(model.config, choice.removed))
         scores = _scores(model, settings, loaded, images, output)

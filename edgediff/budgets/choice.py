@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from edgediff.budgets.costs import CostModel
 from edgediff.budgets.kept import Kept
-from edgediff.budgets.search import Costs, Point, pareto, search, unreachable, within
+from edgediff.budgets.search import Costs, Point, pareto, search, starts, unreachable, within
 from edgediff.budgets.space import Space, Student
 from edgediff.budgets.table import LatencyTable
 from edgediff.errors import BadInputError
 from edgediff.families import Config, Family, Widths
+from edgediff.output import Output
 from edgediff.pruning import Scores
 from edgediff.pruning.targets import uniform_widths
 from edgediff.recipe import PruneConfig
@@ -33,13 +34,14 @@ def choose(
     settings: PruneConfig,
     table: LatencyTable | None,
     scores: Scores | None,
-    on_start: Callable[[], None] = lambda: None,
+    output: Output | None = None,
 ) -> Choice:
     """Return the student within `settings.budgets`.
 
     Args: config: of the model to be cut.
           table: the device's profile; needed for latency and memory.
           scores: importance of every parameter of that model; None, before it is known: all channels matter the same.
+          output: where the search shows how far it is; nowhere when None.
     Raises: BadInputError, with the reachable range, for budgets that no student meets, or that this model meets whole.
     """
     budgets = settings.budgets
@@ -52,7 +54,8 @@ def choose(
     if settings.search == "uniform":
         found, passed = _largest_uniform(space, kept, cost, budgets)
     else:
-        found, passed = search(space, kept, cost, budgets, on_start)
+        with (output or Output("quiet")).progress("search", len(starts(space))) as progress:
+            found, passed = search(space, kept, cost, budgets, progress.advance)
 
     def shown(point: Point) -> SearchPoint:
         return SearchPoint(
