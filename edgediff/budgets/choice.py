@@ -12,7 +12,7 @@ from edgediff.budgets.space import Space, Student
 from edgediff.budgets.table import LatencyTable
 from edgediff.errors import BadInputError
 from edgediff.families import Config, Family, Widths
-from edgediff.output import Output
+from edgediff.output import QUIET, Output
 from edgediff.pruning import Scores
 from edgediff.pruning.targets import uniform_widths
 from edgediff.recipe import PruneConfig
@@ -34,19 +34,19 @@ def choose(
     settings: PruneConfig,
     table: LatencyTable | None,
     scores: Scores | None,
-    output: Output | None = None,
+    output: Output = QUIET,
 ) -> Choice:
     """Return the student within `settings.budgets`.
 
     Args: config: of the model to be cut.
           table: the device's profile; needed for latency and memory.
           scores: importance of every parameter of that model; None, before it is known: all channels matter the same.
-          output: where the search shows how far it is; nowhere when None.
+          output: where the search shows how far it is.
     Raises: BadInputError, with the reachable range, for budgets that no student meets, or that this model meets whole.
     """
     budgets = settings.budgets
     space = Space(family, config, blocks=settings.search == "widths_and_blocks" and settings.depth is None)
-    cost, kept = CostModel(space, table), Kept(space, scores)
+    cost, kept = CostModel(space, table, output), Kept(space, scores, output)
     teacher = Point(space.teacher, cost(space.teacher), kept(space.teacher))
     if within(teacher.costs, budgets):
         asked = ", ".join(f"{name} {value:,g}, teacher: {teacher.costs[name]:,.4g}" for name, value in budgets.items())
@@ -54,7 +54,7 @@ def choose(
     if settings.search == "uniform":
         found, passed = _largest_uniform(space, kept, cost, budgets)
     else:
-        with (output or Output("quiet")).progress("search", len(starts(space))) as progress:
+        with output.progress("search", len(starts(space))) as progress:
             found, passed = search(space, kept, cost, budgets, progress.advance)
 
     def shown(point: Point) -> SearchPoint:

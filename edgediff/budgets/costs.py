@@ -11,6 +11,7 @@ from edgediff.budgets.blocks import REST, Work, lies_in, work
 from edgediff.budgets.space import Polynomials, Space, Student
 from edgediff.budgets.table import LatencyTable, Memory, Predictor
 from edgediff.families import Config
+from edgediff.output import QUIET, Output
 
 PADDED = 16  # channels that CPUs (AVX-512) and GPUs take at a time: a width costs what the next multiple does
 FLOAT_BYTES = 4
@@ -23,7 +24,7 @@ class Works:
         names, kinds: of the teacher's blocks.
     """
 
-    def __init__(self, space: Space) -> None:
+    def __init__(self, space: Space, output: Output = QUIET) -> None:
         """Build as many students on `meta` as it takes."""
         found = work(space.family, space.config)
         self.names = list(found)
@@ -34,7 +35,7 @@ class Works:
             rows = [[measured[name].elements, measured[name].macs, measured[name].params] for name in self.names]
             return np.array(rows, dtype=np.float64).flatten()
 
-        self.polynomials = Polynomials(space, numbers)
+        self.polynomials = Polynomials(space, numbers, output)
 
     def staying(self, removed: Collection[str]) -> list[int]:
         """Return the places in `names` of the blocks that stay."""
@@ -55,9 +56,9 @@ class Works:
 class CostModel:
     """Student → params, macs and, with a profile, latency_ms of a step and memory_mb, both at batch 1."""
 
-    def __init__(self, space: Space, table: LatencyTable | None = None) -> None:
+    def __init__(self, space: Space, table: LatencyTable | None = None, output: Output = QUIET) -> None:
         """Take the profile of this very teacher, where there is one."""
-        self.works = Works(space)
+        self.works = Works(space, output)
         self.predict = Predictor(table.blocks) if table else None
         self.memory = Memory(table) if table else None
 

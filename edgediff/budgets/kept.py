@@ -13,6 +13,7 @@ from edgediff.budgets.blocks import lies_in
 from edgediff.budgets.space import Polynomials, Space, Student
 from edgediff.families import Config
 from edgediff.families.coupling import OUT
+from edgediff.output import QUIET, Output
 from edgediff.pruning import Scores
 from edgediff.pruning.width import attention_of, member_importance, top_of_runs
 
@@ -25,7 +26,7 @@ class Kept:
     do when they vote for channels (`pruning.width`): summed up, the scores of the largest layers would decide alone.
     """
 
-    def __init__(self, space: Space, scores: Scores | None) -> None:
+    def __init__(self, space: Space, scores: Scores | None, output: Output = QUIET) -> None:
         """Take the importance of every parameter; None: all channels of a group matter the same."""
         model = space.family.build(space.config, "meta")
         modules = dict(model.named_modules())
@@ -43,7 +44,7 @@ class Kept:
             head = group.width // modules[attention].heads if attention else 1
             self.orders.append(None if group.spread else _order(votes.sum(0), head))
             self.votes.append((votes / votes.sum(1, keepdim=True).clamp_min(1e-300)).numpy())
-        self.counts = Polynomials(space, self._channels)
+        self.counts = Polynomials(space, self._channels, output)
         self.shares: dict[tuple[int, int], NDArray[np.float64]] = {}
 
     def __call__(self, student: Student) -> float:

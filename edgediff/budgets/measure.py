@@ -59,7 +59,7 @@ def measure(family: Family, config: Config, teacher: str, threads: int, output: 
     Args: config: the teacher's. teacher: what to call it.
     """
     space = Space(family, config, blocks=True)
-    works = Works(space)
+    works = Works(space, output)
     students = probes(space, works)
     name, _ = clock_of(threads)
     found: list[tuple[Student, float, dict[str, float], float]] = []

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from edgediff.errors import BadInputError
 from edgediff.families import Config, DepthCut, Family, Widths
 from edgediff.families.unets import equal_runs
+from edgediff.output import Output
 from edgediff.pruning.blocks.choice import gone
 
 SAMPLED = 400  # students among which those that determine a polynomial are looked for
@@ -117,7 +118,7 @@ class Polynomials:
     A handful of models on `meta` determine them; every other student's then cost no model at all.
     """
 
-    def __init__(self, space: Space, numbers: Callable[[Config], NDArray[np.float64]]) -> None:
+    def __init__(self, space: Space, numbers: Callable[[Config], NDArray[np.float64]], output: Output) -> None:
         """Ask for the `numbers` (N,) of as many students of all blocks as it takes."""
         self.scale = np.array(space.teacher.widths, dtype=np.float64)
         candidates = space.spread()
@@ -129,8 +130,12 @@ class Polynomials:
             direction = left[furthest] / lengths[furthest]
             left -= np.outer(left @ direction, direction)
         matrix = np.array([self._monomials(student.widths) for student in chosen])
-        values = np.array([numbers(space.student_config(student)) for student in chosen])
-        self.coefficients = np.linalg.lstsq(matrix, values, rcond=None)[0]
+        values = []
+        with output.progress("count work", len(chosen)) as progress:
+            for student in chosen:
+                values.append(numbers(space.student_config(student)))
+                progress.advance()
+        self.coefficients = np.linalg.lstsq(matrix, np.array(values), rcond=None)[0]
 
     def __call__(self, widths: Sequence[int]) -> NDArray[np.float64]:
         """Return the numbers (N,) at these widths, whether or not such a student exists."""
