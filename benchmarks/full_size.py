@@ -59,6 +59,16 @@ run, recipe = Run(Path(sys.argv[1])), check(json.loads(sys.argv[2]), Recipe)
 pipeline.claim(run, recipe)
 print(prune(run, recipe, Output("quiet")).model_dump_json())
 """
+EXPORT = """
+import json, sys
+from pathlib import Path
+from edgediff.export import export
+from edgediff.output import Output
+from edgediff.recipe import Recipe, check
+from edgediff.run import Run
+run, recipe = Run(Path(sys.argv[1])), check(json.loads(sys.argv[2]), Recipe)
+print(export(run, recipe, "student", Output("quiet")).model_dump_json())
+"""
 RELOAD = """
 import json, sys
 import diffusers, torch
@@ -111,10 +121,10 @@ def measured(case: str, teacher: Path, run: Path) -> dict[str, Any]:
     if json.loads(printed)["params"] != found["params_after"]:
         raise RuntimeError(f"{case}: the stock model has {printed} parameters, not {found['params_after']:,}")
     if case == WHOLE_WAY:
-        for verb in ("distill", "export", "build"):
-            found[verb], _ = timed("-m", "edgediff", verb, str(run), "--json")
-        parity = {role: read_json(run / "onnx" / role / "parity.json") for role in ("teacher", "student")}
-        found["parity"] = {role: read["max_abs"] for role, read in parity.items()}
+        found["distill"], _ = timed("-m", "edgediff", "distill", str(run), "--json")
+        found["export"], printed = timed("-c", EXPORT, str(run), json.dumps(recipe))
+        found["parity"] = json.loads(printed)["cases"]
+        found["build"], _ = timed("-m", "edgediff", "build", str(run), "--json")
         found["engine_bytes"] = read_json(run / "engine" / "tensorrt_rtx" / "build.json")["bytes"]
     shutil.rmtree(run)
     return found

@@ -21,8 +21,8 @@ from edgediff import data, model_folder, teacher
 from edgediff.artifacts import made, write_json
 from edgediff.distill import starting_student, taught_batches
 from edgediff.distillation.objective import Distillation
-from edgediff.pruning import target_widths
-from edgediff.recipe import DataConfig, DistillConfig, PruneConfig, check
+from edgediff.pruning import widths_for_ratio
+from edgediff.recipe import DataConfig, DistillConfig, check
 from edgediff.training.precision import autocast
 
 RESULT = Path(__file__).parent / "results" / "target-cache.json"
@@ -34,7 +34,7 @@ class Steps:
 
     def __init__(self, batch_size: int, targets: int, folder: Path, kd: str, precision: str) -> None:
         big = model_folder.load(teacher.resolve("fashion-ddpm").folder)
-        widths = target_widths(big.family, big.model.config, PruneConfig(ratio=RATIO))
+        widths = widths_for_ratio(big.family, big.model.config, RATIO)
         small = big.family.build(big.family.student_config(big.model.config, widths))
         values = {
             "kd": kd,

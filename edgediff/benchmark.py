@@ -23,6 +23,7 @@ from edgediff.backends.memory import peak_memory_mib
 from edgediff.backends.onnxruntime import CUDA_PROVIDER, OnnxRuntimeDenoiser, available_providers
 from edgediff.backends.pytorch import PyTorchDenoiser
 from edgediff.backends.tensorrt import EngineDenoiser
+from edgediff.budgets.measure import clock_of, feeds_of, load, side_by_side, undisturbed
 from edgediff.diffusion.denoiser import Denoiser
 from edgediff.errors import BadInputError, StageFailedError
 from edgediff.metrics.cost import model_cost
@@ -30,7 +31,7 @@ from edgediff.metrics.percentiles import latency_summary
 from edgediff.model_folder import Loaded
 from edgediff.output import Output, Progress, number
 from edgediff.recipe import BenchmarkConfig, Recipe
-from edgediff.results import Latency, LatencyProfile, LatencyRow
+from edgediff.results import BudgetCheck, Latency, LatencyProfile, LatencyRow
 from edgediff.run import ROLES, Role, Run
 
 Key = TypeVar("Key")
@@ -55,6 +56,8 @@ def benchmark(run: Run, recipe: Recipe, output: Output) -> Latency:
         "device": cpu_name(),
         "gpu": has_gpu(),
     }
+    if recipe.prune.needs_profile:
+        config["budget"] = True
     inputs: dict[str, str] = {
         **{role: loaded[role].sha256 for role in ROLES},
         **{f"onnx/{role}": content_hash(run.onnx(role)) for role in ROLES},
@@ -75,6 +78,7 @@ def benchmark(run: Run, recipe: Recipe, output: Output) -> Latency:
                 seconds = _timed(denoisers, batch, settings, output)
                 rows += _rows(denoisers, paths, seconds, batch_size, recipe)
     rows += _engine_rows(run, recipe, loaded["student"], output)
+    budget = _budget_check(run, loaded["teacher"], settings.threads, output) if recipe.prune.needs_profile else None
     latency = Latency(
         profile=LatencyProfile(
             device=cpu_name(),
@@ -86,6 +90,7 @@ def benchmark(run: Run, recipe: Recipe, output: Output) -> Latency:
         ),
         costs={role: model_cost(loaded[role].family, loaded[role].model.config) for role in ROLES},
         rows=rows,
+        budget=budget,
     )
     write_result(run.latency, latency.model_dump(mode="json"), stage="benchmark", config=config, inputs=inputs)
     show(latency, output)
@@ -204,6 +209,22 @@ def _row(role: Role, denoiser: Denoiser, batch_size: int, seconds: list[float], 
         step_p99_ms=float(summary["latency_p99_ms"]),
         image_ms=p50 * steps / batch_size,
         images_per_second=1000 * batch_size / (p50 * steps),
+    )
+
+
+def _budget_check(run: Run, teacher: Loaded, threads: int, output: Output) -> BudgetCheck:
+    """Measure a step of teacher and student as the profile was measured that the student was chosen by."""
+    roles: tuple[Role, ...] = ("teacher", "student")
+    feeds = feeds_of(teacher.family, teacher.model.config)
+    runs = {role: load(run.onnx(role) / "model.onnx", feeds, threads) for role in roles}
+    output.stage("benchmark", "the predicted latency, measured as the profile was")
+    times = side_by_side(runs, threads)
+    return BudgetCheck(
+        device=cpu_name(),
+        threads=threads,
+        clock=clock_of(threads)[0],
+        teacher_ms=undisturbed(times["teacher"]),
+        student_ms=undisturbed(times["student"]),
     )
 
 

@@ -16,6 +16,7 @@ from edgediff.errors import BadInputError, EdgeDiffError, InterruptedStageError
 if TYPE_CHECKING:
     from edgediff.output import Output
     from edgediff.recipe import Recipe
+    from edgediff.results import Search
     from edgediff.run import Run
 
 app = typer.Typer(
@@ -48,6 +49,11 @@ TeacherName = Annotated[
 Ratio = Annotated[float | None, typer.Option(help="Fraction of channels removed, in [0, 1).")]
 Params = Annotated[str | None, typer.Option(help="Parameters that stay, such as 250k.")]
 Macs = Annotated[str | None, typer.Option(help="MACs of one forward that stay, such as 1.5G.")]
+Latency = Annotated[str | None, typer.Option(help="Time of a step on the device that is not exceeded, such as 30ms.")]
+Memory = Annotated[str | None, typer.Option(help="Memory on the device that is not exceeded, such as 500MB.")]
+Device = Annotated[
+    str | None, typer.Option(help="The device's profile (`edgediff profile`); without one this machine is measured.")
+]
 Kd = Annotated[
     str | None,
     typer.Option(help="What to learn from: place, lift, output, feature=0.1, ... or several, with commas; none."),
@@ -77,6 +83,9 @@ def compress(
     ratio: Ratio = None,
     params: Params = None,
     macs: Macs = None,
+    latency: Latency = None,
+    memory: Memory = None,
+    device: Device = None,
     kd: Kd = None,
     cache_targets: CacheTargets = None,
     trt: Trt = False,
@@ -91,9 +100,10 @@ def compress(
         from edgediff.run import Run
 
         changes = _with_cache(_with_trt(overrides, trt), cache_targets)
-        resolved = _resolve(recipe, teacher, ratio, params, macs, changes, kd)
+        targets = _targets(ratio, params, macs, latency, memory, device)
+        resolved = _resolve(recipe, teacher, targets, changes, kd)
         if dry_run:
-            _show_plan(resolved, output)
+            _show_plan(resolved, output, Run(out))
             return
         report = pipeline.compress(Run(out), resolved, output, resume=resume)
         if report is not None:
@@ -109,6 +119,9 @@ def prune(
     ratio: Ratio = None,
     params: Params = None,
     macs: Macs = None,
+    latency: Latency = None,
+    memory: Memory = None,
+    device: Device = None,
     compare: Annotated[bool, typer.Option("--compare", help="Prune in every way to one size, and rank them.")] = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -120,7 +133,8 @@ def prune(
         from edgediff.prune import prune as verb
         from edgediff.run import Run
 
-        run, resolved = Run(out), _resolve(recipe, teacher, ratio, params, macs, overrides)
+        targets = _targets(ratio, params, macs, latency, memory, device)
+        run, resolved = Run(out), _resolve(recipe, teacher, targets, overrides)
         pipeline.prepare(run, resolved, output)
         output.data((compare_prunings if compare else verb)(run, resolved, output).model_dump(mode="json"))
 
@@ -248,6 +262,21 @@ def generate(
 
         config = check_recipe(apply_overrides({}, overrides or ()), EvaluateConfig, "options")
         output.data({"images": str(verb(teacher, out, config, output))})
+
+
+@app.command()
+def profile(
+    teacher: Annotated[str, typer.Option("--teacher", "-t", help="A teacher's name, or a pipeline folder.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The profile to write, for `--device`.")],
+    threads: Annotated[int, typer.Option(min=1, help="Threads of ONNX Runtime.")] = 1,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Time the blocks of a teacher's students on this device, for budgets of latency and memory."""
+    with _speaking(json, quiet) as output:
+        from edgediff.profile import profile as verb
+
+        output.data(verb(teacher, out, threads, output).model_dump(mode="json"))
 
 
 @app.command()
@@ -403,9 +432,7 @@ def _stage(
 def _resolve(
     recipe: str | None,
     teacher: str | None,
-    ratio: float | None,
-    params: str | None,
-    macs: str | None,
+    targets: dict[str, Any],
     overrides: list[str] | None,
     kd: str | None = None,
 ) -> Recipe:
@@ -414,11 +441,12 @@ def _resolve(
     from edgediff.recipe import check as check_recipe
 
     values: dict[str, Any] = read_yaml(find(recipe)) if recipe else {}
-    targets = {"ratio": ratio, "params": params, "macs": macs}
     given = {name: value for name, value in targets.items() if value is not None}
     if given:
         # A target on the command line takes the place of the recipe's, whichever kind that one is.
-        kept = {key: value for key, value in (values.get("prune") or {}).items() if key not in WIDTH_TARGETS}
+        kept = {
+            key: value for key, value in (values.get("prune") or {}).items() if key not in (*WIDTH_TARGETS, "device")
+        }
         values["prune"] = {**kept, **given}
     if teacher is not None:
         values["teacher"] = teacher
@@ -427,6 +455,19 @@ def _resolve(
     values = apply_overrides(values, overrides or ())
     values.setdefault("prune", {})
     return check_recipe(values, Recipe, f"recipe `{recipe}`" if recipe else "options")
+
+
+def _targets(
+    ratio: float | None,
+    params: str | None,
+    macs: str | None,
+    latency: str | None,
+    memory: str | None,
+    device: str | None,
+) -> dict[str, Any]:
+    """Return the recipe keys that the options of pruning set; those not given are None."""
+    budgets = {"params": params, "macs": macs, "latency_ms": latency, "memory_mb": memory}
+    return {"ratio": ratio, **budgets, "device": device}
 
 
 def _with_cache(overrides: list[str] | None, targets: str | None) -> list[str] | None:
@@ -445,10 +486,10 @@ def _with_trt(overrides: list[str] | None, trt: bool) -> list[str] | None:
     return [f"build.backends=[{', '.join(builders)}]", *(overrides or [])]
 
 
-def _show_plan(recipe: Recipe, output: Output) -> None:
+def _show_plan(recipe: Recipe, output: Output, run: Run) -> None:
     from edgediff.plan import plan
 
-    found = plan(recipe)
+    found = plan(recipe, run.profile)
     widths = [", ".join(map(str, value.values())) for value in (found.widths_before, found.widths_after)]
     output.table(
         f"plan: {found.teacher}",
@@ -457,6 +498,7 @@ def _show_plan(recipe: Recipe, output: Output) -> None:
             ["widths", *widths],
             ["parameters", f"{found.before.params:,}", f"{found.after.params:,}"],
             ["MACs", f"{found.before.macs:,}", f"{found.after.macs:,}"],
+            *_predicted_rows(found.search),
         ],
     )
     total = sum(stage.seconds for stage in found.stages)
@@ -466,6 +508,17 @@ def _show_plan(recipe: Recipe, output: Output) -> None:
         [[stage.stage, _duration(stage.seconds), stage.what] for stage in found.stages],
     )
     output.data({**found.model_dump(mode="json"), "recipe": recipe.model_dump(mode="json")})
+
+
+def _predicted_rows(search: Search | None) -> list[list[str]]:
+    if search is None:
+        return []
+    rows = [["importance kept, about", "100%", f"{search.found.importance_kept:.0%}"]]
+    for name, words in (("latency_ms", "ms a step"), ("memory_mb", "MB")):
+        if name in search.teacher:
+            figures = [f"{costs[name]:,.3g}" for costs in (search.teacher, search.found.costs)]
+            rows.append([f"{words}, predicted for {search.device}", *figures])
+    return rows
 
 
 def _duration(seconds: float) -> str:

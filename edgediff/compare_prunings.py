@@ -86,10 +86,15 @@ def ways(what: Outline, target: Mapping[str, int], settings: PruneConfig) -> Ite
 
     Args: target: `params` or `macs`. settings: whose seeds and calibration are kept.
     """
-    plain = settings.model_copy(update={**dict.fromkeys(WIDTH_TARGETS), "depth": None, "refine": "none"})
+    nothing = dict.fromkeys((*WIDTH_TARGETS, "device", "depth"))
+    plain = settings.model_copy(update={**nothing, "refine": "none", "search": "uniform"})
     for importance in IMPORTANCES:
         yield f"width, {importance}", plain.model_copy(update={**target, "importance": importance})
     yield "width, magnitude, svs", plain.model_copy(update={**target, "importance": "magnitude", "refine": "svs"})
+    yield (
+        "width, magnitude, searched",
+        plain.model_copy(update={**target, "importance": "magnitude", "search": "widths"}),
+    )
     try:
         blocks = what.family.blocks(what.teacher_config)
     except BadInputError:  # a family without depth

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import shutil
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -17,6 +12,7 @@ from torch import Tensor
 
 from edgediff import model_folder, roles
 from edgediff.artifacts import atomic_folder, read_json, up_to_date, write_json, write_manifest
+from edgediff.backends.onnx_graph import tidy, write_graph
 from edgediff.backends.onnxruntime import OnnxRuntimeDenoiser
 from edgediff.backends.pytorch import PyTorchDenoiser
 from edgediff.diffusion.denoiser import Denoiser
@@ -28,10 +24,8 @@ from edgediff.recipe import ExportConfig, Recipe
 from edgediff.results import Parity, ParityCase
 from edgediff.run import Role, Run
 
-EXTERNAL_DATA_BYTES = 1_500_000_000  # a protobuf file ends at 2 GB
 MEMORY_COPIES = 4  # of the weights: the model, the graph being written, and two while ONNX Runtime loads it
 WRITING_SHARE = 10  # of the progress: what writing the graph takes, in comparisons at one batch size
-EXPORT_BATCH = 2  # 1 would be taken for a constant
 
 
 def export(run: Run, recipe: Recipe, role: Role, output: Output) -> Parity:
@@ -55,8 +49,8 @@ def export(run: Run, recipe: Recipe, role: Role, output: Output) -> Parity:
     steps = WRITING_SHARE + 1 + len(recipe.export.batch_sizes)
     with atomic_folder(folder) as temporary, output.progress(f"export {role}", steps) as progress:
         path = temporary / "model.onnx"
-        _write_graph(loaded, path, recipe.export.opset)
-        _tidy(path)
+        write_graph(loaded.model, loaded.family, path, recipe.export.opset)
+        tidy(path)
         progress.advance(WRITING_SHARE, note="graph written")
         onnx.checker.check_model(str(path), full_check=True)
         progress.advance(note="graph checked")
@@ -105,66 +99,6 @@ def _case(timestep: int, expected: Tensor, measured: Tensor) -> ParityCase:
         relative=float((a - b).norm() / a.norm().clamp_min(1e-12)),
         cosine=float(torch.nn.functional.cosine_similarity(a, b, dim=0)),
     )
-
-
-def _write_graph(loaded: Loaded, path: Path, opset: int) -> None:
-    names = loaded.family.input_names(loaded.model.config)
-    inputs = loaded.family.example_inputs(loaded.model.config, EXPORT_BATCH)
-    # AUTO, not a named range: diffusers' upsampling asks whether the batch is below 64, which changes nothing in the
-    # graph but would be refused as a restriction of the range.
-    batch = {0: torch.export.Dim.AUTO}
-    with _silent():
-        torch.onnx.export(
-            _Prediction(loaded, names),
-            tuple(inputs[name] for name in names),
-            str(path),
-            input_names=list(names),
-            output_names=list(loaded.family.output_names),
-            dynamic_shapes=(tuple(batch for _ in names),),
-            opset_version=opset,
-            dynamo=True,
-            external_data=parameter_bytes(loaded.model) > EXTERNAL_DATA_BYTES,
-        )
-
-
-def _tidy(path: Path) -> None:
-    """Name the batch dimension, and drop the exporter's notes: stack traces with the paths of this machine."""
-    graph = onnx.load(str(path), load_external_data=False)
-    values = [*graph.graph.input, *graph.graph.output, *graph.graph.value_info]
-    for item in (graph, graph.graph, *graph.graph.node, *graph.graph.initializer, *values):
-        item.ClearField("metadata_props")
-        item.ClearField("doc_string")
-    symbols = {dim.dim_param for dim in graph.graph.input[0].type.tensor_type.shape.dim if dim.dim_param}
-    for value in values:
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param in symbols:
-                dim.dim_param = "batch"
-    with path.open("wb") as file:
-        file.write(graph.SerializeToString())
-
-
-class _Prediction(torch.nn.Module):
-    """The model as a function from tensors to a tensor; diffusers' output class cannot be exported."""
-
-    def __init__(self, loaded: Loaded, names: tuple[str, ...]) -> None:
-        super().__init__()
-        self.model, self.family, self.names = loaded.model, loaded.family, names
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.family.prediction(self.model, **dict(zip(self.names, inputs, strict=True)))
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Keep the exporter's chatter from stdout (which may carry JSON) and from the user."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
 
 
 def _check_memory(weight_bytes: int) -> None:

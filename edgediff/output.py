@@ -101,6 +101,10 @@ class Output:
                 yield _Bar(bars, bars.add_task(what, total=total, completed=done, note=""))
 
 
+QUIET = Output("quiet")
+"""For work that is too short to speak of, or that another voice speaks of."""
+
+
 class _Silent:
     def advance(self, count: int = 1, note: str = "") -> None:
         """Show nothing."""

@@ -16,6 +16,7 @@ from edgediff.evaluate import evaluate
 from edgediff.export import export
 from edgediff.output import Output
 from edgediff.plan import outline
+from edgediff.profile import profile
 from edgediff.prune import prune
 from edgediff.recipe import Recipe, check, differing_keys, dump, read_yaml
 from edgediff.report import report
@@ -62,17 +63,21 @@ def teach(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -> 
 def prepare(run: Run, recipe: Recipe, output: Output) -> None:
     """Find out in seconds whether every stage can run, then claim the run folder by writing the resolved recipe.
 
+    A latency or memory budget without a device's profile takes minutes here, once: this machine is measured first.
+
     Raises: BadInputError for an unknown teacher or data set, a pruning target out of reach, or a run folder that holds
     another recipe's artefacts; MissingExtraError for a builder that is not installed.
     """
-    for planned in (recipe, *(of_assistant for _, of_assistant in roles.assistants(run, recipe))):
-        outline(planned)
     loaded = model_folder.load(teacher.resolve(recipe.teacher).folder)
     check_steps(loaded.scheduler.config, recipe.evaluate.num_inference_steps)
     samples.check(recipe.data, loaded, output)
     check_buildable(recipe)
     check_trackers(recipe.distill.training.trackers)
     refuse_other_recipe(run, recipe)
+    if recipe.prune.needs_profile and recipe.prune.device is None:
+        profile(recipe.teacher, run.profile, recipe.benchmark.threads, output)
+    for planned in (recipe, *(of_assistant for _, of_assistant in roles.assistants(run, recipe))):
+        outline(planned, run.profile)
     claim(run, recipe)
 
 
@@ -82,7 +87,7 @@ def refuse_other_recipe(run: Run, recipe: Recipe) -> None:
     Raises: BadInputError naming the keys that differ.
     """
     if not run.recipe.exists():
-        if run.path.is_dir() and any(run.path.iterdir()):
+        if run.path.is_dir() and any(path != run.profile for path in run.path.iterdir()):
             raise BadInputError(
                 f"folder is not empty and holds no run: `{run.path}`", "choose another folder with `--out`"
             )

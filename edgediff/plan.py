@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,11 +12,14 @@ from torch import nn
 
 from edgediff import families, model_folder, teacher
 from edgediff.artifacts import read_json
+from edgediff.budgets.choice import choose
+from edgediff.budgets.table import LatencyTable, read_table
+from edgediff.errors import BadInputError
 from edgediff.families import Config, Family, Widths
 from edgediff.metrics.cost import model_cost, parameter_bytes
-from edgediff.pruning import check_learnable, foreseen_cut, forwards, target_widths
+from edgediff.pruning import check_learnable, foreseen_cut, forwards, widths_for_ratio, widths_in_order
 from edgediff.recipe import PruneConfig, Recipe, loss_words
-from edgediff.results import Plan, StagePlan
+from edgediff.results import Plan, Search, StagePlan
 
 TRIAL_BATCH = 4
 BACKWARD = 2.0  # a backward pass costs about two forwards
@@ -37,15 +41,18 @@ class Outline:
     teacher_config: Config
     student_config: Config
     widths: Widths
+    search: Search | None = None
 
 
-def outline(recipe: Recipe) -> Outline:
+def outline(recipe: Recipe, measured: Path | None = None) -> Outline:
     """Check the teacher's folder and find the student's depth and widths; which blocks go may be known only later.
 
-    A registered teacher that is not on this machine is known by its entry, so nothing is fetched.
+    A registered teacher that is not on this machine is known by its entry, so nothing is fetched. A student within
+    budgets is looked for as if all channels of a layer mattered the same.
 
-    Raises: BadInputError for an unknown teacher or a target that no student of it can meet; CorruptArtifactError for
-    damaged weights.
+    Args: measured: where this machine's profile is, for budgets that need one and a recipe that names none.
+    Raises: BadInputError for an unknown teacher, a target that no student of it can meet, or a profile that is missing
+    or another teacher's; CorruptArtifactError for damaged weights.
     """
     class_name, stored = _teacher_config(recipe.teacher)
     family = families.of(class_name)
@@ -57,8 +64,16 @@ def outline(recipe: Recipe) -> Outline:
         shallow = foreseen_cut(family, config, recipe.prune.depth, recipe.prune.seed).config
     if not recipe.prune.narrows:
         return Outline(family, config, shallow, family.levels(shallow))
-    widths = target_widths(family, shallow, recipe.prune)
-    return Outline(family, config, family.student_config(shallow, widths), widths)
+    if recipe.prune.ratio is not None:
+        widths = widths_for_ratio(family, shallow, recipe.prune.ratio)
+        return Outline(family, config, family.student_config(shallow, widths), widths)
+    if recipe.prune.widths is not None:
+        widths = widths_in_order(family, shallow, recipe.prune.widths)
+        return Outline(family, config, family.student_config(shallow, widths), widths)
+    choice = choose(family, shallow, recipe.prune, _table(recipe, config, measured), None)
+    if choice.removed:
+        shallow = family.without_blocks(shallow, choice.removed).config
+    return Outline(family, config, family.student_config(shallow, choice.widths), choice.widths, choice.record)
 
 
 def _teacher_config(name: str) -> tuple[str, dict[str, Any]]:
@@ -71,12 +86,25 @@ def _teacher_config(name: str) -> tuple[str, dict[str, Any]]:
     return stored["_class_name"], stored
 
 
-def plan(recipe: Recipe) -> Plan:
+def _table(recipe: Recipe, config: Config, measured: Path | None) -> LatencyTable | None:
+    if not recipe.prune.needs_profile:
+        return None
+    if recipe.prune.device is not None:
+        return read_table(Path(recipe.prune.device), config)
+    if measured is None or not measured.is_file():
+        raise BadInputError(
+            "a plan within latency_ms or memory_mb needs a profile of the device, and there is none yet",
+            f"run `edgediff profile --teacher {recipe.teacher} --out profile.json`, then add `--device profile.json`",
+        )
+    return read_table(measured, config)
+
+
+def plan(recipe: Recipe, measured: Path | None = None) -> Plan:
     """Return the stages of a recipe with estimated seconds, and the memory the run needs at its peak.
 
     One forward of teacher and student is timed here, at a small batch; everything else is counted from it.
     """
-    what = outline(recipe)
+    what = outline(recipe, measured)
     models = {
         "teacher": what.family.build(what.teacher_config).eval(),
         "student": what.family.build(what.student_config).eval(),
@@ -121,6 +149,7 @@ def plan(recipe: Recipe) -> Plan:
         widths_after=what.widths,
         before=model_cost(what.family, what.teacher_config),
         after=model_cost(what.family, what.student_config),
+        search=what.search,
         stages=stages,
         memory_mib=_memory_mib(models, what.family, train.batch_size),
     )

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from edgediff import model_folder, roles, samples, teacher
-from edgediff.artifacts import atomic_folder, read_json, up_to_date, write_manifest
+from edgediff.artifacts import atomic_folder, read_json, sha256, up_to_date, write_manifest
 from edgediff.backends import best_device
+from edgediff.budgets.choice import choose
+from edgediff.budgets.table import LatencyTable, read_table
 from edgediff.data.images import Images
 from edgediff.data.order import evenly
 from edgediff.families import DepthCut
 from edgediff.metrics.cost import model_cost, parameter_bytes, parameter_count
 from edgediff.model_folder import Loaded
-from edgediff.output import Output
+from edgediff.output import Output, number
 from edgediff.pruning import (
     BLOCK_MEASURES,
     IMPORTANCES,
     DepthReport,
+    Scores,
     WidthReport,
     block_importance,
     check_reached,
@@ -29,11 +33,12 @@ from edgediff.pruning import (
     published_cut,
     refine,
     removal_count,
-    target_widths,
     timesteps,
+    widths_for_ratio,
+    widths_in_order,
 )
-from edgediff.recipe import WIDTH_TARGETS, DepthConfig, PruneConfig, Recipe
-from edgediff.results import Reached
+from edgediff.recipe import DepthConfig, PruneConfig, Recipe
+from edgediff.results import Reached, Search
 from edgediff.run import Run
 
 
@@ -54,24 +59,35 @@ def prune(run: Run, recipe: Recipe, output: Output) -> Reached:
     encoded = roles.encoded(run, recipe)
     images = samples.learned(recipe.data, "train", loaded, encoded, output) if needs_data else None
     inputs = {"teacher": loaded.sha256, **({"images": images.sha256} if images else {})}
+    table = None
+    if settings.needs_profile:
+        measured = Path(settings.device) if settings.device else run.profile
+        table = read_table(measured, loaded.model.config)
+        inputs["profile"] = sha256(measured)
     if up_to_date(run.pruned, stage="prune", config=config, inputs=inputs):
         reached = Reached.model_validate(read_json(run.pruned / "manifest.json")["reached"])
         output.stage("prune", f"up to date: {_sentence(reached)}")
         return reached
 
     student: Any = loaded.model.to(best_device())
-    depth = width = None
+    depth = width = search = None
     record: dict[str, Any] = {}
     if settings.depth is not None:
         cut, importance = _choose_blocks(settings.depth, settings.seed, loaded, images, output)
         student, depth = prune_depth(student, loaded.family, cut)
         record |= {"kept_blocks": depth.kept, "block_importance": importance}
-    if settings.narrows:
+    if settings.budgets:
+        student, width, cut_blocks, search = _within_budgets(student, settings, loaded, images, table, output)
+        depth = depth or cut_blocks
+        record |= {"kept_channels": width.to_dict()["groups"], "search": search.model_dump(mode="json")}
+        if cut_blocks is not None:
+            record["kept_blocks"] = cut_blocks.kept
+    elif settings.narrows:
         student, width = _narrow(student, settings, loaded, images, output)
         record["kept_channels"] = width.to_dict()["groups"]
     if settings.refine != "none":
         refine(student, settings.refine)
-    reached = _reached(settings, loaded, student, depth, width)
+    reached = _reached(settings, loaded, student, depth, width, search)
     with atomic_folder(run.pruned) as temporary:
         model_folder.save(temporary, student, loaded.scheduler, source)
         write_manifest(
@@ -145,35 +161,68 @@ def _choose_blocks(
 def _narrow(
     model: Any, settings: PruneConfig, loaded: Loaded, images: Images | None, output: Output
 ) -> tuple[Any, WidthReport]:
-    """Return the model with fewer channels."""
-    family, name = loaded.family, settings.importance
-    widths = target_widths(family, model.config, settings)
+    """Return the model with the recipe's share of channels removed, or of the widths that it gives."""
+    family, config, ratio = loaded.family, model.config, settings.ratio
+    if settings.widths is not None:
+        widths = widths_in_order(family, config, settings.widths)
+    else:
+        assert ratio is not None
+        widths = widths_for_ratio(family, config, ratio)
+    student, report = prune_width(model, family, widths, _scores(model, settings, loaded, images, output))
+    if ratio is not None:
+        check_reached(family, config, student.config, ratio)
+    return student, report
+
+
+def _within_budgets(
+    model: Any,
+    settings: PruneConfig,
+    loaded: Loaded,
+    images: Images | None,
+    table: LatencyTable | None,
+    output: Output,
+) -> tuple[Any, WidthReport, DepthReport | None, Search]:
+    """Return the student that keeps most within the budgets, and how it was found; blocks go before channels."""
+    family, depth = loaded.family, None
+    scores = _scores(model, settings, loaded, images, output)
+    output.stage("prune", f"looking for the student within {_worded(settings)}, among {settings.search}")
+    choice = choose(family, model.config, settings, table, scores, output)
+    if choice.removed:
+        model, depth = prune_depth(model, family, family.without_blocks(model.config, choice.removed))
+        scores = _scores(model, settings, loaded, images, output)
+    student, report = prune_width(model, family, choice.widths, scores)
+    return student, report, depth, choice.record
+
+
+def _scores(model: Any, settings: PruneConfig, loaded: Loaded, images: Images | None, output: Output) -> Scores:
+    name = settings.importance
     output.stage("prune", f"scoring channels by {name}")
     with output.progress("score channels", timesteps(name, loaded.scheduler)) as progress:
-        scores = importance_scores(
+        return importance_scores(
             name,
             model,
-            family,
+            loaded.family,
             **_calibration(images, settings.num_images),
             scheduler=loaded.scheduler,
             seed=settings.seed,
             on_timestep=progress.advance,
         )
-    student, report = prune_width(model, family, widths, scores)
-    if settings.ratio is not None:
-        check_reached(family, model.config, student.config, settings.ratio)
-    return student, report
 
 
 def _reached(
-    settings: PruneConfig, loaded: Loaded, student: Any, depth: DepthReport | None, width: WidthReport | None
+    settings: PruneConfig,
+    loaded: Loaded,
+    student: Any,
+    depth: DepthReport | None,
+    width: WidthReport | None,
+    search: Search | None,
 ) -> Reached:
     """Return what was asked and what was done, over both cuts."""
     family, model = loaded.family, loaded.model
     asked_of_blocks: dict[str, Any] = {}
     if settings.depth is not None:
         asked_of_blocks = settings.depth.model_dump(include={"remove", "keep", "params", "macs", "rule"})
-    asked_of_channels = settings.model_dump(include=set(WIDTH_TARGETS))
+    asked_of_channels: dict[str, Any] = {"ratio": settings.ratio, **settings.budgets}
     if settings.widths is not None:
         asked_of_channels["widths"] = ", ".join(map(str, settings.widths))
     asked = {**{f"depth.{name}": value for name, value in asked_of_blocks.items()}, **asked_of_channels}
@@ -186,14 +235,19 @@ def _reached(
         blocks_before=len(depth.kept) + len(depth.removed) if depth else None,
         blocks_after=len(depth.kept) if depth else None,
         blocks_removed=list(depth.removed) if depth else [],
-        blocks_by=settings.depth.rule or settings.depth.by if settings.depth else "",
+        blocks_by=settings.depth.rule or settings.depth.by if settings.depth else "search" if depth else "",
         refine=settings.refine,
         params_after=parameter_count(student),
         bytes_after=parameter_bytes(student),
         channels_removed=1 - sum(after.values()) / sum(before.values()),
         params_removed=1 - parameter_count(student) / parameter_count(model),
         macs_removed=1 - model_cost(family, student.config).macs / model_cost(family, model.config).macs,
+        search=search,
     )
+
+
+def _worded(settings: PruneConfig) -> str:
+    return ", ".join(f"{name} {value:,g}" for name, value in settings.budgets.items())
 
 
 def _sentence(reached: Reached) -> str:
@@ -204,5 +258,15 @@ def _sentence(reached: Reached) -> str:
     return (
         f"asked {reached.asked}; reached {blocks}widths ({widths}): {reached.channels_removed:.1%} of the channels "
         f"removed, {reached.params_removed:.1%} of the parameters, {reached.macs_removed:.1%} of the MACs; "
-        f"{reached.params_after:,} parameters stay, {reached.bytes_after / 1e6:.2f} MB"
+        f"{reached.params_after:,} parameters stay, {reached.bytes_after / 1e6:.2f} MB" + _predicted(reached)
+    )
+
+
+def _predicted(reached: Reached) -> str:
+    if reached.search is None or not reached.search.device:
+        return ""
+    of_student, of_teacher = reached.search.found.costs, reached.search.teacher
+    return (
+        f"; predicted on {reached.search.device}: {number(of_student['latency_ms'], ' ms')} a step "
+        f"(teacher {number(of_teacher['latency_ms'], ' ms')}), {number(of_student['memory_mb'], ' MB')}"
     )

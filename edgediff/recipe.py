@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -34,6 +35,27 @@ def parse_count(value: Any) -> Any:
 PRINTED = r"^\d+(\.\d+)?[kMG]$"  # a count as papers print it
 
 Count = Annotated[int, BeforeValidator(parse_count)]
+TIMES = {"us": 1e-3, "ms": 1.0, "s": 1e3}  # in milliseconds
+SIZES = {"kB": 1e-3, "MB": 1.0, "GB": 1e3, "KiB": 2**10 / 1e6, "MiB": 2**20 / 1e6, "GiB": 2**30 / 1e6}  # in megabytes
+
+
+def parse_quantity(value: Any, units: Mapping[str, float]) -> Any:
+    """Read `30ms` or `0.5 GB` as a number in the unit whose factor is 1; plain numbers are in it already.
+
+    Raises: ValueError for text without one of the units.
+    """
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    unit = next((unit for unit in sorted(units, key=len, reverse=True) if text.endswith(unit)), "")
+    try:
+        return float(text.removesuffix(unit)) * units[unit]
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"needs a number with a unit ({', '.join(units)}): {value}") from error
+
+
+Milliseconds = Annotated[float, BeforeValidator(partial(parse_quantity, units=TIMES))]
+Megabytes = Annotated[float, BeforeValidator(partial(parse_quantity, units=SIZES))]
 
 
 class Config(BaseModel):
@@ -121,19 +143,26 @@ class DepthConfig(Config):
         return self
 
 
-WIDTH_TARGETS = ("ratio", "params", "macs", "widths")  # of `PruneConfig`
+BUDGETS = ("latency_ms", "memory_mb", "params", "macs")
+WIDTH_TARGETS = ("ratio", "widths", *BUDGETS)  # of `PruneConfig`
 
 
 class PruneConfig(Config):
     """How much goes, and what: blocks first, where depth is asked for, then channels, by their importance.
 
-    Channels go by exactly one of four targets; none is needed where depth is.
+    Channels go by a ratio, to given widths, or within budgets, which may be several; none is needed where depth is.
     """
 
     ratio: float | None = Field(None, ge=0, lt=1)  # fraction of channels removed
     params: Count | None = Field(None, gt=0)  # parameters that stay
     macs: Count | None = Field(None, gt=0)  # multiply-accumulates of one forward of one image
     widths: tuple[Annotated[int, Field(gt=0)], ...] | None = None  # channels of every level, in the model's order
+    latency_ms: Milliseconds | None = Field(None, gt=0)  # of a step (one forward of one image) on the device
+    memory_mb: Megabytes | None = Field(None, gt=0)  # 10^6 bytes, of a process that runs only the student, at its peak
+    device: str | None = None  # the device's profile (`edgediff profile`); None: this machine is measured
+    # Among which students the one within the budgets is looked for: the widest that one ratio for all levels gives, or
+    # the one that keeps most of the importance, of all widths, or of all widths and blocks.
+    search: Literal["uniform", "widths", "widths_and_blocks"] = "widths_and_blocks"
     importance: Literal["magnitude", "random", "taylor", "diff_pruning"] = "magnitude"
     num_images: int = Field(16, gt=0)  # calibration images of taylor and diff_pruning
     depth: DepthConfig | None = None
@@ -143,14 +172,29 @@ class PruneConfig(Config):
     @property
     def narrows(self) -> bool:
         """Whether channels go, not blocks alone."""
-        return any(getattr(self, name) is not None for name in WIDTH_TARGETS)
+        return self.ratio is not None or self.widths is not None or bool(self.budgets)
+
+    @property
+    def budgets(self) -> dict[str, float]:
+        """The budgets that are given, those that a profile tells first."""
+        return {name: value for name in BUDGETS if (value := getattr(self, name)) is not None}
+
+    @property
+    def needs_profile(self) -> bool:
+        """Whether a budget is one that only a profile of the device tells."""
+        return self.latency_ms is not None or self.memory_mb is not None
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:
         given = [name for name in WIDTH_TARGETS if getattr(self, name) is not None]
-        if len(given) > 1 or not (given or self.depth):
-            needed = f"exactly one of {', '.join(WIDTH_TARGETS)}" + ("" if given else ", or depth")
+        kinds = {"budget" if name in BUDGETS else name for name in given}
+        if len(kinds) > 1 or not (given or self.depth):
+            needed = f"exactly one of ratio, widths and budgets ({', '.join(BUDGETS)})" + (
+                "" if given else ", or depth"
+            )
             raise ValueError(f"needs {needed}; given: {', '.join(given) or 'none'}")
+        if self.device is not None and not self.needs_profile:
+            raise ValueError("a device's profile is only asked for latency_ms and memory_mb: give one of them")
         return self
 
 

@@ -13,6 +13,7 @@ from edgediff.artifacts import MANIFEST, content_hash, read_object, read_result,
 from edgediff.errors import BadInputError, CorruptArtifactError
 from edgediff.output import Output
 from edgediff.recipe import Recipe
+from edgediff.reporting import budgets
 from edgediff.reporting.page import context
 from edgediff.reporting.templates import template
 from edgediff.results import Build, Diagnosis, Latency, Parity, Quality, Reached, Report, Result, TrainingSummary
@@ -32,16 +33,19 @@ def report(run: Run, recipe: Recipe, output: Output) -> Report:
     _require_stages(run)
     weights = _weights(run)
     _require_one_model(run, recipe, weights)
+    reached = _part(Reached, run.pruned / MANIFEST, "reached")
+    latency = _read(Latency, run.latency)
     result = Report(
         name=run.path.resolve().name,
         teacher=resolve(recipe.teacher).name,
         edgediff=__version__,
         recipe=recipe.model_dump(mode="json"),
-        reached=_part(Reached, run.pruned / MANIFEST, "reached"),
+        reached=reached,
         training=_part(TrainingSummary, run.student / MANIFEST, "training"),
         parity={role: _read(Parity, run.onnx(role) / "parity.json") for role in ROLES},
         builds=[_read(Build, run.engine(backend) / "build.json") for backend in _built(run, recipe)],
-        latency=_read(Latency, run.latency),
+        latency=latency,
+        budget=budgets.comparison(reached.search, latency) if reached.search else None,
         quality=_read(Quality, run.quality),
         diagnosis=_diagnosis(run, weights, output),
     )

@@ -51,10 +51,31 @@ class Cost(Result):
     bytes: int
 
 
+class SearchPoint(Result):
+    """A student that a search passed."""
+
+    widths: dict[str, int]  # level → channels
+    blocks_removed: int
+    costs: dict[str, float]  # predicted: latency_ms, memory_mb, params, macs; the first two with a profile only
+    importance_kept: float  # share of the teacher's, see budgets.kept
+
+
+class Search(Result):
+    """What the search for a student within budgets found."""
+
+    students: str  # among which: uniform, widths, widths_and_blocks
+    budgets: dict[str, float]
+    device: str  # whose profile predicted; empty: none was needed
+    threads: int | None  # of the profile
+    teacher: dict[str, float]  # its costs, predicted likewise
+    found: SearchPoint
+    passed: list[SearchPoint]  # Pareto points in the first budget and the importance, cheapest last
+
+
 class Reached(Result):
     """What pruning was asked for and what it did: to channels, and to blocks where `blocks_before` is given."""
 
-    requested: dict[str, float | str]  # one of ratio, params, macs; what was asked of depth as depth.remove, ...
+    requested: dict[str, float | str]  # ratio, or the budgets; what was asked of depth as depth.remove, ...
     importance: str  # of channels; empty when all of them stayed
     widths_before: dict[str, int]  # level → channels
     widths_after: dict[str, int]
@@ -68,6 +89,7 @@ class Reached(Result):
     channels_removed: float  # fraction, over all levels
     params_removed: float  # fraction
     macs_removed: float  # fraction
+    search: Search | None = None  # null: no budget was given
 
     @property
     def asked(self) -> str:
@@ -150,12 +172,23 @@ class LatencyRow(Result):
     speedup: float | None = None  # median over rounds of teacher time / this time, same backend and batch size
 
 
+class BudgetCheck(Result):
+    """A step of teacher and student, measured in turns as a profile measures: what a predicted latency is held to."""
+
+    device: str
+    threads: int
+    clock: str  # processor time of one thread, or wall time of several
+    teacher_ms: float  # lower quartile
+    student_ms: float
+
+
 class Latency(Result):
     """latency.json."""
 
     profile: LatencyProfile
     costs: dict[Role, Cost]
     rows: list[LatencyRow]
+    budget: BudgetCheck | None = None  # null: no latency or memory budget was given
 
 
 class Reference(Result):
@@ -273,6 +306,17 @@ class TrainingSummary(Result):
     cache: dict[str, float] | None = None  # what the target cache read, computed and saved, when there was one
 
 
+class BudgetComparison(Result):
+    """Predicted against measured, for the student that a profile chose."""
+
+    not_comparable: str  # why the errors are null; empty: they are not
+    predicted_share: float  # of the teacher's latency, in the profile
+    measured_share: float  # in `BudgetCheck`
+    latency_error: float | None  # predicted over measured share, minus 1
+    memory_mb: float | None  # measured, of a process that runs only the student at batch 1
+    memory_error: float | None  # predicted over measured, minus 1
+
+
 class Report(Result):
     """report.json: everything above for one run, with the directions."""
 
@@ -287,6 +331,7 @@ class Report(Result):
     builds: list[Build]
     latency: Latency
     quality: Quality
+    budget: BudgetComparison | None = None  # null: no profile was asked
     diagnosis: Diagnosis | None = None  # null: `edgediff diagnose` has not been run
     directions: dict[str, Literal["lower", "higher"]] = DIRECTIONS
 
@@ -307,6 +352,7 @@ class Plan(Result):
     widths_after: dict[str, int]
     before: Cost
     after: Cost
+    search: Search | None = None  # as if all channels mattered the same; null: no budget was given
     stages: list[StagePlan]
     memory_mib: float  # peak, estimated
 

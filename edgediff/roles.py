@@ -52,7 +52,8 @@ def assistants(run: Run, recipe: Recipe) -> list[tuple[Run, Recipe]]:
             update={"steps": assistant.steps or recipe.distill.training.steps}
         )
         changes = {"teachers": tuple(map(str, teachers)), "assistants": (), "training": training}
-        prune = recipe.prune.model_copy(update=dict.fromkeys(WIDTH_TARGETS) | {"ratio": assistant.ratio})
+        no_target = dict.fromkeys((*WIDTH_TARGETS, "device"))
+        prune = recipe.prune.model_copy(update={**no_target, "ratio": assistant.ratio})
         distill = recipe.distill.model_copy(update=changes)
         found.append((run.assistant(place), recipe.model_copy(update={"prune": prune, "distill": distill})))
     return found

@@ -76,6 +76,11 @@ class Run:
         return self.path / "engine" / backend
 
     @property
+    def profile(self) -> Path:
+        """Latency table of this machine (`budgets.table`), where a budget needs one and the recipe names none."""
+        return self.path / "profile.json"
+
+    @property
     def latency(self) -> Path:
         """Latency table (`results.Latency`)."""
         return self.path / "latency.json"

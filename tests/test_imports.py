@@ -9,7 +9,7 @@ PACKAGE = Path(edgediff.__file__).parent
 # From top to bottom; a layer may import itself and what stands below it.
 VERBS = {
     *("prune", "distill", "export", "build", "benchmark", "evaluate", "diagnose", "report", "check", "doctor", "plan"),
-    *("train_teacher", "train_autoencoder", "generate"),
+    *("train_teacher", "train_autoencoder", "generate", "profile"),
 }
 LAYERS = [
     *("__main__", "cli", "pipeline", "check_recipes", "compare_prunings"),
@@ -17,6 +17,7 @@ LAYERS = [
     *("teacher_card", "quality", "reporting", "distillation", "diagnostics"),
     "training",
     "samples",
+    "budgets",
     *("roles", "backends", "model_folder", "teacher", "registry"),
     "encoding",
     *("pruning", "losses", "metrics", "data", "families"),

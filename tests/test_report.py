@@ -24,6 +24,7 @@ from edgediff.reporting import figures
 from edgediff.reporting.page import short
 from edgediff.results import (
     DIRECTIONS,
+    BudgetCheck,
     Diagnosis,
     ErrorPictures,
     LatencyRow,
@@ -33,6 +34,8 @@ from edgediff.results import (
     QualityRow,
     Reference,
     Report,
+    Search,
+    SearchPoint,
     Sharpness,
     TimestepError,
 )
@@ -502,3 +505,61 @@ def test_every_one_of_many_curves_has_its_line_and_name():
 def test_a_long_log_does_not_make_a_large_chart():
     chart = figures.curves([{"loss": 1.0 + step % 7} for step in range(50_000)], {"loss": "total"}, logarithmic=True)
     assert len(chart.light) < 60_000
+
+
+def search_of(*shares, budget_ms=3.0):
+    """A search that passed students of these shares of an 8 ms teacher, the last of which it found."""
+
+    def point(share):
+        costs = {"latency_ms": 8 * share, "memory_mb": 70 + 20 * share, "params": 1000 * share, "macs": 9000 * share}
+        return SearchPoint(widths={"a": round(8 * share)}, blocks_removed=0, costs=costs, importance_kept=share**0.5)
+
+    passed = [point(share) for share in (1.0, *shares)]
+    return Search(
+        students="widths_and_blocks",
+        budgets={"latency_ms": budget_ms},
+        device="cpu A",
+        threads=1,
+        teacher=passed[0].costs,
+        found=passed[-1],
+        passed=passed,
+    )
+
+
+def test_a_budget_is_shown_predicted_against_measured(finished, a_report):
+    a_report.reached.search = search_of(*(1 - i / 20 for i in range(1, 13)), 0.35)
+    a_report.latency.budget = BudgetCheck(
+        device="cpu A", threads=1, clock="processor time", teacher_ms=16.0, student_ms=16 * 0.35 / 1.05
+    )
+    for row in a_report.latency.rows:
+        if row.role == "student" and row.backend == "onnxruntime":
+            row.peak_memory_mib = 73.0
+    line = finished()
+    result = line.report()
+    assert result.budget.latency_error == pytest.approx(0.05)
+    assert result.budget.memory_error == pytest.approx(77e6 / (73 * 2**20) - 1)
+    text = words(page_of(line.run))
+    assert "Budget budget student teacher latency of a step 3.00 ms 2.80 ms 8.00 ms" in text
+    assert "latency, share of the teacher's 35.0% 33.3% +5.0%" in text
+    assert "predicted from the profile of cpu A, 1 thread(s)" in text
+    assert "3 (the student) 0 59.2% 2.80 ms" in text
+    (alt,) = (image["alt"] for image in Page(page_of(line.run)).images if image["alt"].startswith("Importance kept"))
+    assert alt == "Importance kept against latency of a step: 14 students from 8.00 ms down to 2.80 ms"
+
+
+def test_a_prediction_for_another_device_is_not_compared(finished, a_report):
+    a_report.reached.search = search_of(0.35)
+    a_report.latency.budget = BudgetCheck(
+        device="cpu B", threads=1, clock="processor time", teacher_ms=16.0, student_ms=8.0
+    )
+    line = finished()
+    assert line.report().budget.latency_error is None
+    text = words(page_of(line.run))
+    assert "Not comparable: predicted for cpu A with 1 thread(s), measured on cpu B with 1" in text
+    assert "35.0% 50.0% –" in text
+
+
+def test_a_run_without_a_budget_has_no_such_section(finished):
+    line = finished()
+    assert line.report().budget is None
+    assert 'id="budget"' not in page_of(line.run)

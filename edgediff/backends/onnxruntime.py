@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,20 @@ def available_providers() -> list[str]:
     import onnxruntime
 
     return onnxruntime.get_available_providers()
+
+
+def session_options(threads: int | None) -> Any:
+    """Return how sessions run here: on so many threads, all cores when None."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.inter_op_num_threads = 1
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    # Idle sessions must not burn the cores that the model timed next runs on.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
 
 
 class OnnxRuntimeDenoiser:
@@ -40,15 +55,8 @@ class OnnxRuntimeDenoiser:
             raise BadInputError(f"exported model not found: `{path}`", "run `edgediff export` first")
         if provider not in available_providers():
             raise MissingExtraError("onnxruntime-gpu", "gpu", f"ONNX Runtime's {provider}")
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.inter_op_num_threads = 1
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        # Idle sessions must not burn the cores that the model timed next runs on.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            self.session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+            self.session = onnxruntime.InferenceSession(str(path), session_options(threads), providers=[provider])
         except Exception as error:  # ONNX Runtime raises classes of its own that share no public base
             raise CorruptArtifactError(
                 f"ONNX Runtime cannot load: `{path}`", " ".join(str(error).split())[:200]

@@ -62,23 +62,41 @@ def prediction_macs(family: Family, model: nn.Module, inputs: Mapping[str, Tenso
     return _usual(_counted(lambda: family.prediction(model, **inputs)))
 
 
+def module_macs(family: Family, model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return the `macs` of one prediction inside every module that has any, by its name; "" is the whole model."""
+    counted = _counter(lambda: family.prediction(model, **inputs)).get_flop_counts()
+    root = type(model).__name__
+    return {
+        "" if name == "Global" else name.removeprefix(root).removeprefix("."): _usual(_by_kind(flops))
+        for name, flops in counted.items()
+        if name != root
+    }
+
+
 def macs_by_operator(family: Family, config: Config) -> dict[Operator, int]:
     """Return the multiply-accumulates of one forward of one image by what does them.
 
     Papers count with tools that know different operators, so their figures are sums of different ones of these.
     """
     inputs = family.example_inputs(config, device="meta")
-    counted = _counted(lambda: family.prediction(family.build(config, "meta"), **inputs))
-    return dict(counted)
+    return dict(_counted(lambda: family.prediction(family.build(config, "meta"), **inputs)))
 
 
 def _counted(forward: Callable[[], Any]) -> Counter[Operator]:
+    return _by_kind(_counter(forward).get_flop_counts()["Global"])
+
+
+def _counter(forward: Callable[[], Any]) -> FlopCounterMode:
     counter = FlopCounterMode(display=False, custom_mapping=COUNTED)
     with torch.no_grad(), counter:
         forward()
+    return counter
+
+
+def _by_kind(flops: Mapping[Any, int]) -> Counter[Operator]:
     found: Counter[Operator] = Counter()
-    for operator, flops in counter.get_flop_counts()["Global"].items():
-        found[_kind(str(operator))] += flops // 2
+    for operator, count in flops.items():
+        found[_kind(str(operator))] += count // 2
     return found
 
 

@@ -1,6 +1,7 @@
 """What a student keeps: which blocks (`blocks`, `learned_depth`), and of how many channels (`targets`) which ones.
 
-Channels are scored in `importance`. The cuts themselves are in `depth` and `width`; `svs` refines what they leave.
+How many channels a budget leaves is looked for in `edgediff.budgets`. They are scored in `importance`. The cuts
+themselves are in `depth` and `width`; `svs` refines what they leave.
 """
 
 from edgediff.pruning.blocks import (
@@ -18,7 +19,7 @@ from edgediff.pruning.depth import DepthReport, prune_depth
 from edgediff.pruning.importance import IMPORTANCES, Importance, Scores, importance_scores, timesteps
 from edgediff.pruning.learned_depth import LearnedDepth, check_learnable, learn_depth
 from edgediff.pruning.svs import refine
-from edgediff.pruning.targets import check_reached, target_widths, widths_for_macs, widths_for_params, widths_for_ratio
+from edgediff.pruning.targets import check_reached, widths_for_ratio, widths_in_order
 from edgediff.pruning.width import GroupCut, WidthReport, prune_width
 
 __all__ = [
@@ -45,9 +46,7 @@ __all__ = [
     "published_cut",
     "refine",
     "removal_count",
-    "target_widths",
     "timesteps",
-    "widths_for_macs",
-    "widths_for_params",
     "widths_for_ratio",
+    "widths_in_order",
 ]

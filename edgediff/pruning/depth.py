@@ -48,7 +48,7 @@ def prune_depth(model: ModelMixin, family: Family, cut: DepthCut) -> tuple[Model
     Args: cut: of this model's config, from `Family.without_blocks` or a published rule.
     """
     student = _filled(model, family, cut, torch.clone)
-    used = {_source(name, cut) for name in student.state_dict()}
+    used = {source_of(name, cut) for name in student.state_dict()}
     blocks = family.blocks(model.config)
     kept = tuple(block for block in blocks if any(_belongs(name, block) for name in used))
     report = DepthReport(
@@ -74,14 +74,14 @@ def _filled(model: ModelMixin, family: Family, cut: DepthCut, take: Callable[[Te
     with torch.random.fork_rng(devices=[]):  # fresh weights, all replaced, must not cost the caller's random state
         student = family.build(cut.config, model.device)
     teacher = model.state_dict()
-    sources = {name: _source(name, cut) for name in student.state_dict()}
+    sources = {name: source_of(name, cut) for name in student.state_dict()}
     weights = {name: take(teacher[source]) for name, source in sources.items() if source in teacher}
     # strict: a tensor without a source, or of another shape than the stock one, must not pass.
     student.load_state_dict(weights, strict=True, assign=True)
     return student.train(model.training)
 
 
-def _source(name: str, cut: DepthCut) -> str:
+def source_of(name: str, cut: DepthCut) -> str:
     """Return the teacher's name of a student's tensor; of several prefixes that fit, the longest counts."""
     parts = name.split(".")
     for length in range(len(parts), 0, -1):

@@ -1,32 +1,15 @@
-"""How wide the student is: from a pruning ratio, a parameter budget or a MAC budget to the width of every level."""
+"""How wide the student of a pruning ratio is, and the students that one ratio for all levels can give."""
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from edgediff.errors import BadInputError, StageFailedError
 from edgediff.families import Config, Family, Widths
-from edgediff.metrics.cost import parameter_count, prediction_macs
-from edgediff.recipe import PruneConfig
+from edgediff.metrics.cost import parameter_count
 
 ROUNDING = 1e-9  # keeps a ratio computed to lie on the border of a rounding step on its side of it
-
-
-def target_widths(family: Family, config: Config, target: PruneConfig) -> Widths:
-    """Return the widths for whichever of ratio, params, macs and widths a recipe asks for.
-
-    Raises: BadInputError for a target that no student of this teacher can meet.
-    """
-    if target.params is not None:
-        return widths_for_params(family, config, target.params)
-    if target.macs is not None:
-        return widths_for_macs(family, config, target.macs)
-    if target.widths is not None:
-        return widths_in_order(family, config, target.widths)
-    assert target.ratio is not None  # PruneConfig holds exactly one of the four
-    return widths_for_ratio(family, config, target.ratio)
 
 
 def widths_for_ratio(family: Family, config: Config, ratio: float) -> Widths:
@@ -54,30 +37,6 @@ def widths_for_ratio(family: Family, config: Config, ratio: float) -> Widths:
         near = f"nearest that work: {' and '.join(below + above)}"
         raise BadInputError(error.message, near if above else f"highest ratio that works: {below[0]}") from error
     return widths
-
-
-def widths_for_params(family: Family, config: Config, target: int) -> Widths:
-    """Return the widths of the largest uniformly pruned student with at most `target` parameters.
-
-    Raises: BadInputError, with the reachable range, for a target under the smallest student or over the teacher.
-    """
-    return _largest_within(family, config, target, "parameters", lambda widths: _params(family, config, widths))
-
-
-def widths_for_macs(family: Family, config: Config, target: int, resolution: int | None = None) -> Widths:
-    """Return the widths of the largest uniformly pruned student with at most `target` MACs a step at batch 1.
-
-    Args: resolution: side of the sample; the config's sample size when None.
-    Raises: BadInputError, with the reachable range, for a target under the smallest student or over the teacher.
-    """
-
-    def cost(widths: Widths) -> int:
-        student = family.student_config(config, widths)
-        return prediction_macs(
-            family, family.build(student, "meta"), family.example_inputs(student, 1, resolution, "meta")
-        )
-
-    return _largest_within(family, config, target, "MACs", cost)
 
 
 def widths_in_order(family: Family, config: Config, widths: Sequence[int]) -> Widths:
@@ -153,21 +112,6 @@ def _exists(family: Family, config: Config, widths: Widths) -> bool:
     except BadInputError:
         return False
     return True
-
-
-def _largest_within(family: Family, config: Config, target: int, unit: str, cost: Callable[[Widths], int]) -> Widths:
-    # Cost falls with every width, so the candidates, narrowest first, are sorted by it.
-    narrow_to_wide = [widths for _, widths in reversed(uniform_widths(family, config))]
-    smallest, largest = cost(narrow_to_wide[0]), cost(narrow_to_wide[-1])
-    if not smallest <= target <= largest:
-        raise BadInputError(
-            f"no student of this teacher has {target:,} {unit}", f"reachable: {smallest:,} to {largest:,}"
-        )
-    return narrow_to_wide[bisect_right(narrow_to_wide, target, key=cost) - 1]
-
-
-def _params(family: Family, config: Config, widths: Widths) -> int:
-    return _count(family, family.student_config(config, widths))
 
 
 def _count(family: Family, config: Config) -> int:

@@ -111,8 +111,8 @@ def plan_width(
     slices: Slices = {}
     cuts = []
     for group in family.coupled_groups(teacher_config):
-        votes = {member: _member_importance(member, group.width, teacher_modules, scores) for member in group.members}
-        attention = _attention_of(group, teacher_modules)
+        votes = {member: member_importance(member, group.width, teacher_modules, scores) for member in group.members}
+        attention = attention_of(group, teacher_modules)
         if attention is None:
             count = student_modules[group.name].weight.shape[OUT] // group.copies
             choose = top_of_runs if group.spread else top
@@ -150,7 +150,7 @@ def top_of_runs(importance: Tensor, count: int) -> list[int]:
     return [start + top(importance[start:end], 1)[0] for start, end in pairwise(borders)]
 
 
-def _member_importance(member: Member, width: int, modules: Mapping[str, nn.Module], scores: Scores) -> Tensor:
+def member_importance(member: Member, width: int, modules: Mapping[str, nn.Module], scores: Scores) -> Tensor:
     """Return the importance (width,) of the group's channels in this one module, on average 1 (or all 0).
 
     A 3x3 convolution over many channels sums thousands of scores for a channel and a GroupNorm sums two; unless every
@@ -176,7 +176,7 @@ def _parameters(module: nn.Module, name: str, axis: int) -> list[tuple[str, int]
     return found
 
 
-def _attention_of(group: Group, modules: Mapping[str, nn.Module]) -> str | None:
+def attention_of(group: Group, modules: Mapping[str, nn.Module]) -> str | None:
     """Return the name of the attention module whose queries this group holds, if it holds any."""
     for member in group.members:
         parent, _, leaf = member.module.rpartition(".")

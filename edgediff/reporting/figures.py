@@ -17,7 +17,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgediff.results import LatencyRow
+from edgediff.results import LatencyRow, Search
 
 SMOOTHED = 50  # points of a curve that a reader can tell apart
 STRETCH = 5  # values that one of them averages at least, where there are enough
@@ -214,6 +214,26 @@ def latency_bars(rows: Sequence[LatencyRow]) -> Chart:
         axes.tick_params(axis="y", length=0)
 
     return _chart(draw, width=5.2, height=0.9 + 0.36 * len(rows))
+
+
+def pareto(search: Search, quantity: str, label: str) -> Chart:
+    """Return the importance kept against a quantity: the points that a search passed, its student and the budget."""
+
+    def draw(figure: Figure, theme: Theme) -> None:
+        axes = figure.subplots()
+        costs = [point.costs[quantity] for point in search.passed]
+        kept = [100 * point.importance_kept for point in search.passed]
+        axes.plot(costs, kept, color=theme.soft, linewidth=1, marker="o", markersize=3, label="passed")
+        for role, cost, share in (
+            ("teacher", search.teacher[quantity], 100.0),
+            ("student", search.found.costs[quantity], 100 * search.found.importance_kept),
+        ):
+            axes.plot([cost], [share], color=theme.roles[role], linestyle="", marker="o", markersize=7, label=role)
+        axes.axvline(search.budgets[quantity], color=theme.ink, linewidth=0.8, linestyle=":", label="budget")
+        axes.set(xlabel=label, ylabel="importance kept, %", xlim=(0, None), ylim=(0, 105))
+        _legend(figure, 4)
+
+    return _chart(draw, width=5.2, height=2.9)
 
 
 def _chart(draw: Callable[[Figure, Theme], None], width: float, height: float) -> Chart:

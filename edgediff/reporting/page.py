@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from edgediff.artifacts import MANIFEST, made, read_object
 from edgediff.output import number
 from edgediff.recipe import KD_LOSSES
-from edgediff.reporting import figures
+from edgediff.reporting import budgets, figures
 from edgediff.results import DIRECTIONS, Diagnosis, Latency, LatencyRow, Report
 from edgediff.run import ROLES, Run
 from edgediff.training import log as training_log
@@ -49,6 +49,7 @@ def context(run: Run, report: Report) -> dict[str, Any]:
         "headline": _headline(report),
         "sample_rows": _sample_rows(run, profile.first_seed),
         "latency_panels": _latency_panels(report.latency),
+        "budget": _budget(report),
         "latency_pairs": _latency_pairs(report.latency),
         "not_run": [row for row in report.latency.rows if row.status == "not run"],
         "curves": _curves(log),
@@ -161,6 +162,19 @@ def _latency_panels(latency: Latency) -> list[dict[str, Any]]:
         }
         for (backend, device, batch), rows in panels.items()
     ]
+
+
+def _budget(report: Report) -> dict[str, Any] | None:
+    """Return the search's record as tables and a chart; nothing where no budget was given."""
+    search = report.reached.search
+    if search is None:
+        return None
+    quantity = next(iter(search.budgets))
+    name, points = budgets.NAMES[quantity], budgets.passed(search)
+    ends = f"{len(search.passed)} students from {budgets.figure(quantity, search.teacher[quantity])} down to "
+    alt = f"Importance kept against {name}: {ends}{budgets.figure(quantity, search.passed[-1].costs[quantity])}"
+    chart = figures.pareto(search, quantity, f"{name}{', predicted, ms' if quantity == 'latency_ms' else ''}")
+    return {"search": search, "rows": budgets.rows(search), "passed": points, "picture": _svg(chart, alt)}
 
 
 def _latency_pairs(latency: Latency) -> list[dict[str, str]]:

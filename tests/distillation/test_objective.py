@@ -15,8 +15,8 @@ from edgediff.distillation.targets import LiveTeacher, TaughtBatches, uses_featu
 from edgediff.errors import BadInputError
 from edgediff.families import Family
 from edgediff.families.unet2d import UNet2D
-from edgediff.pruning import target_widths
-from edgediff.recipe import KD_LOSSES, DataConfig, DistillConfig, PruneConfig
+from edgediff.pruning import widths_for_ratio
+from edgediff.recipe import KD_LOSSES, DataConfig, DistillConfig
 from edgediff.training.batches import Noising
 
 
@@ -31,7 +31,7 @@ def student_of(teacher):
 
     def make(prediction_type="epsilon"):
         config = teacher.family.student_config(
-            teacher.model.config, target_widths(teacher.family, teacher.model.config, PruneConfig(ratio=0.5))
+            teacher.model.config, widths_for_ratio(teacher.family, teacher.model.config, 0.5)
         )
         torch.manual_seed(1)
         scheduler = DDPMScheduler.from_config(teacher.scheduler.config, prediction_type=prediction_type)

@@ -1,0 +1,76 @@
+"""What any student of a teacher costs: parameters and MACs exactly, latency and memory as a profile predicts them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgediff.budgets.blocks import REST, Work, lies_in, work
+from edgediff.budgets.space import Polynomials, Space, Student
+from edgediff.budgets.table import LatencyTable, Memory, Predictor
+from edgediff.families import Config
+from edgediff.output import QUIET, Output
+
+PADDED = 16  # channels that CPUs (AVX-512) and GPUs take at a time: a width costs what the next multiple does
+FLOAT_BYTES = 4
+
+
+class Works:
+    """Student → the work of each of its blocks, from polynomials: no model is built.
+
+    Attributes:
+        names, kinds: of the teacher's blocks.
+    """
+
+    def __init__(self, space: Space, output: Output = QUIET) -> None:
+        """Build as many students on `meta` as it takes."""
+        found = work(space.family, space.config)
+        self.names = list(found)
+        self.kinds = [found[name].kind for name in self.names]
+
+        def numbers(config: Config) -> NDArray[np.float64]:
+            measured: dict[str, Work] = work(space.family, config)
+            rows = [[measured[name].elements, measured[name].macs, measured[name].params] for name in self.names]
+            return np.array(rows, dtype=np.float64).flatten()
+
+        self.polynomials = Polynomials(space, numbers, output)
+
+    def staying(self, removed: Collection[str]) -> list[int]:
+        """Return the places in `names` of the blocks that stay."""
+        return [
+            index
+            for index, name in enumerate(self.names)
+            if name == REST or not any(lies_in(name, block) for block in removed)
+        ]
+
+    def __call__(self, student: Student) -> NDArray[np.float64]:
+        """Return (blocks that stay, 4): elements, MACs, MACs of padded widths, parameters."""
+        own = self.polynomials(student.widths).reshape(len(self.names), 3)
+        padded = self.polynomials([-(-width // PADDED) * PADDED for width in student.widths])
+        rows = np.column_stack([own[:, :2], padded.reshape(len(self.names), 3)[:, 1], own[:, 2]])
+        return rows[self.staying(student.removed)]
+
+
+class CostModel:
+    """Student → params, macs and, with a profile, latency_ms of a step and memory_mb, both at batch 1."""
+
+    def __init__(self, space: Space, table: LatencyTable | None = None, output: Output = QUIET) -> None:
+        """Take the profile of this very teacher, where there is one."""
+        self.works = Works(space, output)
+        self.predict = Predictor(table.blocks) if table else None
+        self.memory = Memory(table) if table else None
+
+    def __call__(self, student: Student) -> dict[str, float]:
+        """Return every quantity that is known."""
+        rows = self.works(student)
+        # Rounded: the polynomials of whole numbers are whole numbers.
+        costs = {"params": float(np.rint(rows[:, 3].sum())), "macs": float(np.rint(rows[:, 1].sum()))}
+        if self.predict is not None and self.memory is not None:
+            places = self.works.staying(student.removed)
+            costs["latency_ms"] = sum(
+                self.predict(self.works.kinds[place], row[:3]) for place, row in zip(places, rows, strict=True)
+            )
+            costs["memory_mb"] = self.memory(costs["params"], FLOAT_BYTES * float(rows[:, 0].max()))
+        return costs
