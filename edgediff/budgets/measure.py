@@ -40,6 +40,7 @@ NARROW = 0.25  # of the other widths, where one axis is as wide as the teacher's
 ROUNDS = (5, 40)  # at least, at most
 SECONDS = 10.0  # of rounds for one student, where the fewest do not take longer
 WARMUP = 3
+PASSES = 2  # over all students, minutes apart where models are large
 
 Feeds = Mapping[str, NDArray[Any]]
 Run = tuple[onnxruntime.InferenceSession, Feeds]
@@ -62,34 +63,36 @@ def measure(family: Family, config: Config, teacher: str, threads: int, output: 
     works = Works(space, output)
     students = probes(space, works)
     name, _ = clock_of(threads)
-    found: list[tuple[Student, float, dict[str, float], float]] = []
-    teacher_ms: list[float] = []
-    with tempfile.TemporaryDirectory() as folder, output.progress("profile", 2 * len(students)) as progress:
+    passes: list[list[dict[str, float]]] = [[] for _ in students]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        output.progress("profile", (1 + PASSES) * len(students)) as progress,
+    ):
         graphs = [Path(folder) / str(index) / "model.onnx" for index in range(len(students))]
-        reference: Run | None = None
+        feeds = []
         for student, graph in zip(students, graphs, strict=True):
             graph.parent.mkdir()
             built = family.build(space.student_config(student)).eval()
             write_graph(built, family, graph, ExportConfig().opset)
-            progress.advance(note=f"exported {_named(student)}")
-            runs = _cut(graph, feeds_of(family, built.config), threads)
+            feeds.append(feeds_of(family, built.config))
             del built
-            reference = reference or runs[WHOLE]
-            times = side_by_side({**runs, TEACHER: reference}, threads)
-            teacher_ms.append(undisturbed(times[TEACHER]))
-            share = {key: undisturbed(taken) / teacher_ms[-1] for key, taken in times.items()}
-            step = share.pop(WHOLE) if student != space.teacher else 1.0
-            own = {key: value for key, value in share.items() if key not in (WHOLE, TEACHER)}
-            # Calls of single blocks cost more than the same nodes within the whole.
-            cut = space.cut(student)
-            parts = {source_of(key, cut): value * step / sum(own.values()) for key, value in own.items()}
+            progress.advance(note=f"exported {_named(student)}")
+        reference = load(graphs[0], feeds[0], threads)
+        for _ in range(PASSES):
+            for student, graph, inputs, taken in zip(students, graphs, feeds, passes, strict=True):
+                runs = {**_cut(graph, inputs, threads), TEACHER: reference}
+                taken.append({key: undisturbed(times) for key, times in side_by_side(runs, threads).items()})
+                progress.advance(note=f"measured {_named(student)}")
+        del reference, runs
+        peaks = []
+        for graph in graphs:
             tidy(graph)
-            found.append((student, step, parts, peak_memory_mib("onnxruntime", graph, batch_size=1, threads=threads)))
-            progress.advance(note=f"measured {_named(student)}")
-            for file in graph.parent.iterdir():
-                file.unlink()
+            peaks.append(peak_memory_mib("onnxruntime", graph, batch_size=1, threads=threads))
         floor = peak_memory_mib("onnxruntime", _empty_graph(Path(folder) / "empty.onnx"), batch_size=1, threads=threads)
-    median = statistics.median(teacher_ms)
+    # Of the passes over a student, the least disturbed one counts.
+    calm = [min(taken, key=lambda times: sum(times.values())) for taken in passes]
+    teacher_ms = statistics.median(times[TEACHER] for times in calm)
+    steps = [1.0, *(times[WHOLE] / times[TEACHER] for times in calm[1:])]  # shares of the teacher's; the first is it
     return LatencyTable(
         teacher=teacher,
         teacher_config=teacher_digest(config),
@@ -99,8 +102,15 @@ def measure(family: Family, config: Config, teacher: str, threads: int, output: 
         clock=name,
         sample_shape=family.sample_shape(config),
         floor_mib=floor,
-        probes=[_probe(space, works, student, median * step, peak) for student, step, _, peak in found],
-        blocks=[row for student, _, parts, _ in found for row in _rows(works, student, parts, median)],
+        probes=[
+            _probe(space, works, student, step * teacher_ms, peak)
+            for student, step, peak in zip(students, steps, peaks, strict=True)
+        ],
+        blocks=[
+            row
+            for student, step, times in zip(students, steps, calm, strict=True)
+            for row in _rows(space, works, student, step * teacher_ms, times)
+        ],
     )
 
 
@@ -241,10 +251,13 @@ def _empty_graph(path: Path) -> Path:
     return path
 
 
-def _rows(works: Works, student: Student, parts: Mapping[str, float], teacher_ms: float) -> list[BlockTime]:
-    rows = []
+def _rows(space: Space, works: Works, student: Student, step_ms: float, times: Mapping[str, float]) -> list[BlockTime]:
+    """Return the blocks with their parts of the step: calls of single blocks cost more than they do within it."""
+    cut = space.cut(student)
+    own = {source_of(key, cut): value for key, value in times.items() if key not in (WHOLE, TEACHER)}
+    total, rows = sum(own.values()), []
     for place, (elements, macs, padded, _) in zip(works.staying(student.removed), works(student), strict=True):
-        ms = parts[works.names[place]] * teacher_ms
+        ms = step_ms * own[works.names[place]] / total
         rows.append(BlockTime(kind=works.kinds[place], elements=elements, macs=macs, padded_macs=padded, ms=ms))
     return rows
 
