@@ -14,10 +14,10 @@ VERBS = {
 LAYERS = [
     *("__main__", "cli", "pipeline"),
     *sorted(VERBS),
-    *("teacher_card", "quality", "reporting", "distillation", "diagnostics"),
+    *("teacher_card", "class_accuracy", "quality", "reporting", "distillation", "diagnostics"),
     "training",
     "samples",
-    *("roles", "backends", "model_folder", "teacher", "registry"),
+    *("skeleton", "roles", "backends", "model_folder", "teacher", "registry"),
     "encoding",
     *("pruning", "losses", "metrics", "data", "families"),
     "diffusion",
