@@ -219,7 +219,7 @@ class ClassAccuracy(Result):
 
     classifier_sha256: str
     num_images: int  # of every model at every guidance scale
-    real: float  # the classifier's share on real images that it has not seen: the ceiling
+    real: float  # the classifier's share on real images that it has not seen: a perfect model's
     num_real: int
     rows: list[ClassAccuracyRow]
 

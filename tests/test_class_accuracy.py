@@ -84,7 +84,7 @@ def drawing(images, indices):
     return Candidate(None, None, Drawn(pixels, "none", 0.0, np.ones(len(pixels), dtype=bool)))
 
 
-def test_who_draws_what_was_asked_reaches_the_ceiling_and_who_does_not_stays_far_below(known, training, test, quiet):
+def test_who_draws_what_was_asked_does_as_real_images_and_who_does_not_stays_far_below(known, training, test, quiet):
     places = torch.arange(300)
     candidates = {"teacher": drawing(test, places), "student": drawing(test, places + 7)}
     found = class_accuracy(candidates, CONFIG, asked(test), test, training, quiet)
@@ -118,7 +118,7 @@ def test_the_table_has_a_column_a_scale_and_a_row_a_model(training, test, a_repo
     candidates = {"teacher": drawing(test, torch.arange(300)), "student": drawing(test, torch.arange(300) + 7)}
     found = class_accuracy(candidates, CONFIG, asked(test), test, training, quiet)
     quality = a_report.quality.model_copy(update={"class_accuracy": found})
-    heading, ceiling, *rows = class_accuracy_table(quality)
-    assert heading == ["", "guidance 2"] and ceiling[0] == "real images (ceiling)"
+    heading, real, *rows = class_accuracy_table(quality)
+    assert heading == ["", "guidance 2"] and real[0] == "real images"
     assert [row[0] for row in rows] == ["teacher", "student"] and rows[0][1].endswith("%")
     assert class_accuracy_table(a_report.quality) == []

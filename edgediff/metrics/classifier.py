@@ -1,7 +1,8 @@
 """A small classifier trained on real images: do drawn ones show what was asked for (Shmelkov et al. 2018, GAN-test)?
 
 It is trained where it is needed, in seconds, and kept: the same images give the same classifier. How well it does on
-real images that it has not seen stands beside every figure, as the ceiling of what drawn ones can reach.
+real images that it has not seen stands beside every figure. That is what a perfect model would reach; strongly guided
+images can score higher, for they are more typical of their class than real ones are.
 """
 
 from __future__ import annotations
