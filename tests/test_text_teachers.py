@@ -1,5 +1,7 @@
 """Teachers that learn to read while they learn to draw, and those that take over what others have read."""
 
+from collections import Counter
+
 import diffusers
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from edgediff.artifacts import read_json
 from edgediff.cli import app
 from edgediff.data import fashion_mnist
 from edgediff.encoding.learned_text import LearnedText, Spoken
+from edgediff.encoding.vocabulary import merges
 from edgediff.errors import BadInputError
 from edgediff.recipe import TeacherRecipe, check
 from edgediff.train_teacher import train_teacher
@@ -190,6 +193,11 @@ def test_the_vocabulary_holds_the_captions_words_and_spells_others(tmp_path):
     ]
     spelt = tokenizer.tokenize("a zebra")
     assert "".join(spelt).replace("</w>", " ").strip() == "a zebra" and tokenizer.unk_token not in spelt
+
+
+def test_pairs_are_joined_by_how_often_they_stand_and_then_by_name():
+    assert merges(Counter({"ab": 2, "abc": 1})) == [("a", "b</w>"), ("a", "b"), ("ab", "c</w>")]
+    assert merges(Counter({"zy": 1, "ba": 1})) == merges(Counter({"ba": 1, "zy": 1}))
 
 
 @pytest.mark.parametrize(
