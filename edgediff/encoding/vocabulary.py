@@ -38,7 +38,8 @@ def tokenizer(captions: Iterable[str]) -> Any:
     pairs, alphabet = merges(words), sorted(ByteLevel.alphabet())
     known = [*alphabet, *(byte + LAST for byte in alphabet), *map("".join, pairs), START, END]
     numbers = {word: number for number, word in enumerate(dict.fromkeys(known))}
-    return CLIPTokenizer(vocab=numbers, merges=pairs, model_max_length=TOKENS)
+    declared: Any = pairs  # which says that it takes strings, and reads pairs
+    return CLIPTokenizer(vocab=numbers, merges=declared, model_max_length=TOKENS)
 
 
 def merges(words: Counter[str]) -> list[tuple[str, str]]:
