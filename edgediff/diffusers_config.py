@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from edgediff.errors import BadInputError, nearest
@@ -14,11 +14,19 @@ def from_config(kind: Any, config: Mapping[str, Any], key: str) -> Any:
 
     Raises: BadInputError, naming the recipe's `key`, for unknown keys and for values that the class refuses.
     """
-    known = set(inspect.signature(kind.__init__).parameters) - {"self"}
-    unknown = [name for name in config if name not in known and not name.startswith("_")]
-    if unknown:
-        raise BadInputError("\n".join(f"{key}.{name}: unknown key, {nearest(name, known)}" for name in unknown))
+    check_keys(kind, config, key)
     try:
         return kind.from_config(dict(config))
     except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
         raise BadInputError(f"{key}: {kind.__name__} refuses it: {str(error).splitlines()[0]}") from error
+
+
+def check_keys(kind: Any, config: Mapping[str, Any], key: str, not_yours: Collection[str] = ()) -> None:
+    """Refuse what the constructor of `kind` does not take, and what is not the recipe's to decide.
+
+    Raises: BadInputError, naming the recipe's `key`, with the nearest known key.
+    """
+    known = set(inspect.signature(kind.__init__).parameters) - {"self", *not_yours}
+    unknown = [name for name in config if name not in known and not name.startswith("_")]
+    if unknown:
+        raise BadInputError("\n".join(f"{key}.{name}: unknown key, {nearest(name, known)}" for name in unknown))

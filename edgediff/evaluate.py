@@ -13,12 +13,14 @@ from edgediff.artifacts import atomic_file, content_hash, read_result, result_up
 from edgediff.backends import best_device
 from edgediff.backends.onnxruntime import OnnxRuntimeDenoiser
 from edgediff.backends.pytorch import PyTorchDenoiser
+from edgediff.class_accuracy import Candidate, class_accuracy
 from edgediff.diffusion.denoiser import Denoiser
 from edgediff.metrics.features import EfficientNetLite0, efficientnet_lite0
 from edgediff.model_folder import Loaded
 from edgediff.output import Output
 from edgediff.quality import Drawn, draw, floor_row, model_row, profile, real_images
 from edgediff.recipe import Recipe
+from edgediff.reporting.tables import class_accuracy_table
 from edgediff.results import Quality, QualityRow
 from edgediff.run import ROLES, Role, Run
 
@@ -54,16 +56,23 @@ def evaluate(run: Run, recipe: Recipe, output: Output) -> Quality:
     output.stage("evaluate", f"{settings.num_images} images, DDIM with {settings.num_inference_steps} steps")
     extractor = efficientnet_lite0()
     real = real_images(reference, training, extractor, settings.num_images, output)
+    denoisers = {role: _denoiser(run, role, loaded[role]) for role in ROLES}
     drawn: dict[Role, Drawn] = {}
     for role in ROLES:
-        drawn[role] = draw(_denoiser(run, role, loaded[role]), loaded[role], settings, output, role, reference)
+        drawn[role] = draw(denoisers[role], loaded[role], settings, output, role, reference)
         _save(run.samples(role), {"samples": torch.from_numpy(drawn[role].pixels[:SHOWN_IMAGES])})
     with output.progress("score", 1 + len(ROLES)) as progress:
         rows: list[QualityRow] = [floor_row(real)]
         for role in ROLES:
             progress.advance()
             rows.append(model_row(role, drawn[role], real, extractor, drawn["teacher"] if role != "teacher" else None))
-    quality = Quality(profile=profile(real, extractor, settings, loaded["teacher"]), rows=rows)
+    candidates = {role: Candidate(denoisers[role], loaded[role], drawn[role]) for role in ROLES}
+    test = data.load(recipe.data, "test", shape=reference.shape, output=output)
+    quality = Quality(
+        profile=profile(real, extractor, settings, loaded["teacher"]),
+        rows=rows,
+        class_accuracy=class_accuracy(candidates, settings, reference, test, training, output),
+    )
     write_result(run.quality, quality.model_dump(mode="json"), stage="evaluate", config=config, inputs=inputs)
     show(quality, output)
     return quality
@@ -90,6 +99,9 @@ def show(quality: Quality, output: Output) -> None:
         "PSNR and SSIM to the teacher"
     )
     output.table(title, ["", "FD ↓", "KID ↓", "prec. ↑", "recall ↑", "PSNR ↑", "SSIM ↑", "noise ↓"], rows)
+    if quality.class_accuracy is not None:
+        heading, *rows = class_accuracy_table(quality)
+        output.table(f"class accuracy ↑ of {quality.class_accuracy.num_images} images", heading, rows)
 
 
 def _exported(run: Run, role: Role) -> bool:

@@ -340,6 +340,9 @@ class EvaluateConfig(Config):
     num_inference_steps: int = Field(50, gt=0)
     clip_sample: bool = True  # clip the x0 estimate to [-1, 1] at every step
     guidance_scale: float = Field(1.0, ge=0)  # of conditional models, classifier-free; 1: none
+    # Of class accuracy, for conditional models whose data has classes: what guidance buys; (): not measured.
+    guidance_scales: tuple[Annotated[float, Field(ge=0)], ...] = (1.0, 2.0, 4.0)
+    num_class_images: int = Field(200, gt=0)  # at each of them, of every model; at most num_images
     first_seed: int = Field(0, ge=0)  # image i is drawn from seed first_seed + i
     batch_size: int = Field(64, gt=0)  # changes speed only
 
@@ -388,6 +391,7 @@ class TeacherRecipe(Config):
     scheduler: dict[str, Any]  # its config; `_class_name` where it is not a DDPMScheduler
     pipeline: str = "DDPMPipeline"  # the stock class that loads the whole folder
     parts: str | None = None  # folder whose `vae`, text encoder and tokenizer the pipeline takes
+    text_encoder: dict[str, Any] | None = None  # config of a CLIPTextModel that is trained with the model; SD only
     data: DataConfig = DataConfig()
     training: TrainingConfig
     evaluate: EvaluateConfig = EvaluateConfig()

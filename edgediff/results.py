@@ -33,6 +33,7 @@ DIRECTIONS: dict[str, Literal["lower", "higher"]] = {
     "ssim_to_teacher": "higher",
     "diverged_share": "lower",
     "noise_share": "lower",
+    "class_accuracy": "higher",
 }
 """Which way is better, for every metric that a report shows or a check gates."""
 
@@ -238,11 +239,30 @@ class QualityRow(Result):
     noise_share: float | None = None  # of images that are noise (`metrics.divergence`) or not finite
 
 
+class ClassAccuracyRow(Result):
+    """One model at one guidance scale."""
+
+    role: Role
+    guidance_scale: float
+    class_accuracy: float  # share of its images that the classifier takes for the class that was asked for
+
+
+class ClassAccuracy(Result):
+    """Whether conditional models draw what they are asked for, by a classifier that was trained on real images."""
+
+    classifier_sha256: str
+    num_images: int  # of every model at every guidance scale
+    real: float  # the classifier's share on real images that it has not seen: a perfect model's
+    num_real: int
+    rows: list[ClassAccuracyRow]
+
+
 class Quality(Result):
     """quality.json."""
 
     profile: QualityProfile
     rows: list[QualityRow]
+    class_accuracy: ClassAccuracy | None = None  # null: nothing was asked for, or the data has no classes
 
 
 class TimestepError(Result):

@@ -15,6 +15,7 @@ from edgediff.data.images import Images, Source
 from edgediff.data.splits import Split
 from edgediff.encoding import latents, prompts
 from edgediff.encoding.images import LatentImages
+from edgediff.encoding.learned_text import LearnedText
 from edgediff.errors import BadInputError
 from edgediff.model_folder import Loaded
 from edgediff.output import Output
@@ -69,15 +70,19 @@ def scored(config: DataConfig, split: Split, loaded: Loaded, encoded: Path, outp
     return Samples(Conditioned(found, conditions) if conditions else found, nothing)
 
 
-def learned(config: DataConfig, split: Split, loaded: Loaded, encoded: Path, output: Output) -> Samples:
+def learned(
+    config: DataConfig, split: Split, loaded: Loaded, encoded: Path, output: Output, text: LearnedText | None = None
+) -> Samples:
     """Load the samples of a split in the model's own space: latents, made once, where its pipeline has an autoencoder.
 
-    Args: encoded: folder for latents and text embeddings. Raises: as `scored`.
+    Args: encoded: folder for latents and text embeddings.
+          text: who turns captions into token ids, while the pipeline's text encoder is trained too.
+    Raises: as `scored`.
     """
     if loaded.autoencoder is None:
         return scored(config, split, loaded, encoded, output)
     found = data.load(config, split, shape=image_shape(loaded), output=output)
-    conditions, nothing = _told(found, split, loaded, encoded, output)
+    conditions, nothing = _told(found, split, loaded, encoded, output, text)
     kept = latents.encode(
         encoded / f"latents-{split}",
         found,
@@ -110,7 +115,7 @@ def _at_once(shape: tuple[int, int, int]) -> int:
 
 
 def _told(
-    found: Source, split: Split, loaded: Loaded, encoded: Path, output: Output
+    found: Source, split: Split, loaded: Loaded, encoded: Path, output: Output, text: LearnedText | None = None
 ) -> tuple[Conditions | None, Callable[[int], dict[str, Tensor]]]:
     """Return what the model is told of the images, and what it is told where there is nothing to tell."""
     config = loaded.model.config
@@ -119,8 +124,11 @@ def _told(
         return None, lambda count: {}
     if needed == CLASSES:
         return ClassLabels.of(found), lambda count: loaded.family.unconditional(config, count)
+    captions = found.captions(torch.arange(len(found)))
+    if text is not None:
+        tokens = text.tokens(captions)
+        return tokens, tokens.unconditional
     if loaded.folder is None:
         raise BadInputError("a model that is told captions needs the text encoders of its pipeline")
-    captions = found.captions(torch.arange(len(found)))
     kept = prompts.encode(encoded / f"prompts-{split}", captions, loaded.folder, device=best_device(), output=output)
     return kept, kept.unconditional

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,35 +9,43 @@ import diffusers
 import torch
 from torch import Tensor
 
-from edgediff import families, model_folder, samples
-from edgediff.artifacts import atomic_folder, read_object, up_to_date, write_json, write_manifest
+from edgediff import data, families, model_folder, samples
+from edgediff.artifacts import atomic_folder, up_to_date, write_manifest
 from edgediff.diffusers_config import from_config
 from edgediff.diffusion import schedule
 from edgediff.diffusion.noising import check_prediction_type, prediction_target
+from edgediff.encoding import learned_text
+from edgediff.encoding.learned_text import LearnedText, Spoken
+from edgediff.encoding.text import fingerprint
 from edgediff.errors import BadInputError, nearest
 from edgediff.families import Family
 from edgediff.losses import diffusion
 from edgediff.model_folder import Loaded
 from edgediff.output import Output
 from edgediff.recipe import TeacherRecipe
+from edgediff.skeleton import lay_out
 from edgediff.teacher_card import write_card
 from edgediff.training import checkpoint, processes
 from edgediff.training.batches import NoisedBatch, Noising
 from edgediff.training.loop import LOG_NAME, train
 
+IDENTITY = ("model", "scheduler", "text_encoder")  # the parts of a recipe that a training's state belongs to
 SCHEDULERS = ("DDPMScheduler", "FlowMatchEulerDiscreteScheduler")
 
 
 class Denoising(torch.nn.Module):
-    """The diffusion loss of a model on noised images (Ho et al. 2020, L_simple)."""
+    """The diffusion loss of a model on noised images (Ho et al. 2020, L_simple).
 
-    def __init__(self, model: torch.nn.Module, family: Family, scheduler: Any) -> None:
+    `told` turns what the batches hold beside samples into the model's arguments, and is trained too where it can be.
+    """
+
+    def __init__(self, model: torch.nn.Module, family: Family, scheduler: Any, told: torch.nn.Module) -> None:
         super().__init__()
-        self.model, self.family, self.scheduler = model, family, scheduler
+        self.model, self.family, self.scheduler, self.told = model, family, scheduler, told
 
     def forward(self, batch: NoisedBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of a batch, for `training.loop.train`."""
-        prediction = self.family.prediction(self.model, batch.sample, batch.timestep, **batch.conditioning)
+        prediction = self.family.prediction(self.model, batch.sample, batch.timestep, **self.told(batch.conditioning))
         target = prediction_target(self.scheduler, batch.x0, batch.noise, batch.timestep)
         return diffusion(prediction, target, reduction="mean").mean(), {}
 
@@ -59,29 +65,31 @@ def train_teacher(recipe: TeacherRecipe, out: Path, output: Output, *, resume: b
     scheduler = from_config(_scheduler_class(recipe), recipe.scheduler, "scheduler")
     if not schedule.is_flow(scheduler):
         check_prediction_type(scheduler.config.prediction_type)
-    parts = skeleton if recipe.parts else None  # a model that works in pixels needs nothing beside it
+    parts = skeleton if recipe.parts or recipe.text_encoder else None  # beside a model in pixels there is nothing
     untrained = Loaded(model, scheduler, family, "", parts)
     with processes.main_first():  # who indexes and encodes what the others then find
         if parts and processes.is_main():
-            _lay_out(parts, recipe, family)
+            lay_out(parts, recipe, model, scheduler)
         samples.check(recipe.data, untrained, output)  # of both splits: the card's are missed now, not after hours
-        images = samples.learned(recipe.data, "train", untrained, encoded, output)
+        text = _learned_text(recipe, untrained, output)
+        images = samples.learned(recipe.data, "train", untrained, encoded, output, text)
     inputs, config = {"images": images.sha256}, recipe.model_dump(mode="json")
     if up_to_date(folder, stage="teacher", config=config, inputs=inputs):
         output.stage("teacher", f"up to date: `{folder}`")
         return folder
 
     settings = recipe.training
+    told = Spoken(text.encoder.to(processes.device())) if text else torch.nn.Identity()
     done = checkpoint.finished_steps(out / "checkpoints") if resume else 0
     output.stage("teacher", f"{recipe.name}, {settings.steps} steps of {settings.batch_size}")
     with output.progress("train", settings.steps, done) as progress:
         result = train(
-            Denoising(model, family, scheduler),
+            Denoising(model, family, scheduler, told),
             Noising(images, scheduler, recipe.data, seed=settings.seed, device=processes.device()),
             settings,
             checkpoints=out / "checkpoints",
             log=out / LOG_NAME,
-            identity={**{key: config[key] for key in ("model", "scheduler")}, **inputs},
+            identity={**{key: config[key] for key in IDENTITY if config[key] is not None}, **inputs},
             resume=resume,
             on_step=lambda record: progress.advance(note=f"loss {record.values['loss']:.4f}"),
         )
@@ -89,6 +97,9 @@ def train_teacher(recipe: TeacherRecipe, out: Path, output: Output, *, resume: b
         return folder
     with atomic_folder(folder) as temporary:
         model_folder.save(temporary, model.half(), scheduler, parts)
+        if text:
+            text.save(temporary)
+            encoded = encoded / fingerprint(temporary)[:16]  # its embeddings change whenever it is trained further
         write_card(temporary, recipe, out / LOG_NAME, encoded, output)
         write_manifest(
             temporary,
@@ -114,40 +125,21 @@ def _scheduler_class(recipe: TeacherRecipe) -> Any:
     return getattr(diffusers, name)
 
 
-def _lay_out(skeleton: Path, recipe: TeacherRecipe, family: Family) -> None:
-    """Write what a pipeline holds beside its model: an index, and the parts that were trained before.
+def _learned_text(recipe: TeacherRecipe, untrained: Loaded, output: Output) -> LearnedText | None:
+    """Return the text encoder that the recipe wants trained, which knows the words of all training captions.
 
-    Raises: BadInputError for an unknown pipeline class, or parts that it needs and the recipe's folder lacks.
+    Raises: BadInputError for one that the pipeline or its model cannot use.
     """
-    kind = getattr(diffusers, recipe.pipeline, None)
-    if kind is None:
-        raise BadInputError(f"pipeline: diffusers has no {recipe.pipeline}", "use DDPMPipeline or DiTPipeline")
-    own = {family.component: family.class_name, "scheduler": _scheduler_class(recipe).__name__}
-    index: dict[str, Any] = {"_class_name": recipe.pipeline, "_diffusers_version": diffusers.__version__}
-    index |= {part: ["diffusers", of_class] for part, of_class in own.items()}
-    with atomic_folder(skeleton) as temporary:
-        for part, parameter in list(inspect.signature(kind.__init__).parameters.items())[1:]:
-            source = Path(recipe.parts or "") / part
-            if part in own:
-                continue
-            if recipe.parts and source.is_dir():
-                shutil.copytree(source, temporary / part)
-                index[part] = _class_of(source)
-            elif part in kind._optional_components:
-                index[part] = [None, None]
-            elif parameter.default is inspect.Parameter.empty:
-                raise BadInputError(
-                    f"parts: {recipe.pipeline} needs `{part}`, which is not there: `{source}`",
-                    "`edgediff teacher train-autoencoder` makes a `vae`",
-                )
-        write_json(temporary / model_folder.INDEX, index)
-
-
-def _class_of(part: Path) -> list[str]:
-    """Return library and class of a pipeline's part, as its index names them."""
-    config = read_object(part / "config.json") if (part / "config.json").is_file() else {}
-    if "_class_name" in config:
-        return ["diffusers", config["_class_name"]]
-    if "architectures" in config:
-        return ["transformers", config["architectures"][0]]
-    return ["transformers", read_object(part / "tokenizer_config.json")["tokenizer_class"]]
+    if recipe.text_encoder is None:
+        return None
+    if recipe.pipeline != learned_text.PIPELINE:
+        raise BadInputError(
+            f"text_encoder: a {recipe.pipeline} cannot be trained with one",
+            f"choose `pipeline: {learned_text.PIPELINE}`, or take a trained one from `parts`",
+        )
+    images = data.load(recipe.data, "train", shape=samples.image_shape(untrained), output=output)
+    text = LearnedText(recipe.text_encoder, images.captions(torch.arange(len(images))))
+    given, wanted = text.encoder.config.hidden_size, untrained.model.config.cross_attention_dim
+    if given != wanted:
+        raise BadInputError(f"text_encoder.hidden_size is not the model's cross_attention_dim: {given}, {wanted}")
+    return text

@@ -30,6 +30,14 @@ from edgediff.results import (
 )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """What is kept between runs, such as classifiers of a test's few images, is not kept among the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def small_teacher(tmp_path_factory) -> Path:
     """A pipeline folder of an untrained UNet2DModel for 28x28 grey images."""

@@ -14,11 +14,11 @@ VERBS = {
 LAYERS = [
     *("__main__", "cli", "pipeline", "check_recipes", "compare_prunings"),
     *sorted(VERBS),
-    *("teacher_card", "quality", "reporting", "distillation", "diagnostics"),
+    *("teacher_card", "class_accuracy", "quality", "reporting", "distillation", "diagnostics"),
     "training",
     "samples",
     "budgets",
-    *("roles", "backends", "model_folder", "teacher", "registry"),
+    *("skeleton", "roles", "backends", "model_folder", "teacher", "registry"),
     "encoding",
     *("pruning", "losses", "metrics", "data", "families"),
     "diffusion",

@@ -122,12 +122,18 @@ def test_every_stage_left_its_figures(run):
     assert {row["role"] for row in quality["rows"]} == {"floor", *ROLES}
     profile = quality["profile"]
     assert profile["guidance_scale"] == 2.0 and not profile["clip_sample"]  # latents have no range to clip to
+    accuracy = quality["class_accuracy"]
+    measured = [(row["role"], row["guidance_scale"]) for row in accuracy["rows"]]
+    assert measured == [(role, scale) for scale in (1.0, 2.0, 4.0) for role in ROLES]
+    assert accuracy["num_images"] == 8 and accuracy["num_real"] == 24
     assert {row["role"] for row in latency["rows"] if row["status"] == "measured"} == set(ROLES)
     for role in ROLES:
         assert load_file(run.samples(role))["samples"].shape == (8, 1, 28, 28)  # decoded
         assert read_json(run.onnx(role) / "parity.json")["cases"]
     assert load_file(run.error_map)["squared_error"].shape[1:] == (7, 7)  # where the model errs: in latents
-    assert "block_influence" in (run.path / "report.html").read_text()
+    page, card = (run.path / "report.html").read_text(), (run.path / "README.md").read_text()
+    assert "block_influence" in page and "Class accuracy" in page
+    assert "Class accuracy" in card and "DiTPipeline.from_pretrained" in card
 
 
 def test_latents_are_made_once_and_serve_every_stage(run):

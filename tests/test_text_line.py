@@ -74,6 +74,7 @@ def test_every_stage_left_its_figures(run):
     quality, latency = read_json(run.quality), read_json(run.latency)
     assert {row["role"] for row in quality["rows"]} == {"floor", *ROLES}
     assert quality["profile"]["guidance_scale"] == 3.0 and not quality["profile"]["clip_sample"]
+    assert quality["class_accuracy"] is None  # captions without classes
     assert ("flow" in quality["profile"]["sampler"]) == ("_3" in run.path.name)
     assert {row["role"] for row in latency["rows"] if row["status"] == "measured"} == set(ROLES)
     assert load_file(run.samples("student"))["samples"].shape == (8, 3, 16, 16)

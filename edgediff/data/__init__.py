@@ -27,6 +27,8 @@ def load(config: DataConfig, split: Split, *, shape: tuple[int, int, int], outpu
         named = Path(config.folder) if config.folder else None
         place = fashion_mnist.packaged_folder() if config.name == "fashion-mnist-20k" else named
         images = fashion_mnist.load(split, place)
+        if shape == (1, fashion_mnist.FRAMED, fashion_mnist.FRAMED):
+            images = fashion_mnist.framed(images)
         if images.shape != shape:
             raise BadInputError(
                 f"images of {config.name} are {_sized(images.shape)}, samples of the model are {_sized(shape)}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import zlib
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -21,6 +22,7 @@ CLASSES = (
 PREFIX: dict[Split, str] = {"train": "train", "test": "t10k"}
 # Where Debian's package `dataset-fashion-mnist` installs the full set.
 SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+FRAMED = 32  # side of the images with a black frame around them, as LeCun et al. 1998 framed digits
 
 
 def packaged_folder() -> Path:
@@ -42,6 +44,16 @@ def load(split: Split, folder: Path | None = None) -> ImageArray:
         return _read_split(SYSTEM_FOLDER, split)
     except BadInputError:  # not installed there
         return _read_split(packaged_folder(), split)
+
+
+def framed(images: ImageArray) -> ImageArray:
+    """Return the images in the middle of a black frame, (N, 1, 32, 32): for models whose sides are powers of two.
+
+    Stable Diffusion's pipeline draws no sides that 8 does not divide. The background is black, so the frame is unseen.
+    """
+    border = (FRAMED - images.shape[-1]) // 2
+    pixels = np.pad(images.pixels, ((0, 0), (0, 0), (border, border), (border, border)))
+    return replace(images, pixels=pixels, sha256=hashlib.sha256(pixels.tobytes()).hexdigest())
 
 
 def _read_split(folder: Path, split: Split) -> ImageArray:

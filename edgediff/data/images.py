@@ -116,10 +116,12 @@ class ImageArray:
         return torch.from_numpy(self.labels[indices.numpy()].astype(np.int64))
 
     def captions(self, indices: Tensor) -> list[str]:
-        """Return the names of the images' classes.
+        """Return the names of the images' classes, in the words that CLIP likes best: `a photo of a sneaker`.
 
         Raises: BadInputError when they are not known.
         """
         if not self.classes:
             raise BadInputError(f"images of {self.name} have no captions", "choose a data set that has them")
-        return [self.classes[label] for label in self.class_labels(indices).tolist()]
+        articles = ["an" if name[0].lower() in "aeiou" else "a" for name in self.classes]
+        captions = [f"a photo of {article} {name}" for article, name in zip(articles, self.classes, strict=True)]
+        return [captions[label] for label in self.class_labels(indices).tolist()]

@@ -1,4 +1,4 @@
-"""What is made once from a user's large files and kept between runs: never beside those files."""
+"""What is made once from a user's data and kept between runs: never beside their files."""
 
 from __future__ import annotations
 
@@ -14,6 +14,13 @@ def kept(source: Path, what: str) -> Path:
     In `$XDG_CACHE_HOME/edgediff`, else `~/.cache/edgediff`; all of it may be deleted at any time.
     """
     status = source.stat()
-    key = digest([str(source.resolve()), status.st_size, status.st_mtime_ns])
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base, "edgediff", "data", key[:2], f"{key[2:32]}-{what}")
+    return made(digest([str(source.resolve()), status.st_size, status.st_mtime_ns]), what)
+
+
+def made(key: str, what: str) -> Path:
+    """Return where `what` (a file name) made from everything behind a digest is kept, in the same folder as `kept`."""
+    return _folder() / key[:2] / f"{key[2:32]}-{what}"
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "edgediff", "data")

@@ -15,6 +15,8 @@ from edgediff.artifacts import MANIFEST, made, read_object
 from edgediff.output import number
 from edgediff.recipe import KD_LOSSES
 from edgediff.reporting import budgets, figures
+from edgediff.reporting.tables import class_accuracy_table
+from edgediff.reporting.usage import Usage, usage
 from edgediff.results import DIRECTIONS, Diagnosis, Latency, LatencyRow, Report
 from edgediff.run import ROLES, Run
 from edgediff.training import log as training_log
@@ -34,7 +36,7 @@ class Picture:
 
 def context(run: Run, report: Report) -> dict[str, Any]:
     """Return the variables of `report.html.j2` and `card.md.j2`."""
-    log = training_log.read(run.train_log)
+    log, stock = training_log.read(run.train_log), usage(run.student)
     profile = report.quality.profile
     return {
         "report": report,
@@ -45,7 +47,9 @@ def context(run: Run, report: Report) -> dict[str, Any]:
         "asked": report.reached.asked,
         "settings": f"{profile.sampler}, {profile.num_inference_steps} steps, x0 "
         f"{'clipped' if profile.clip_sample else 'not clipped'}; seeds from {profile.first_seed}",
-        "front_matter": yaml.safe_dump(_front_matter(report), sort_keys=False, allow_unicode=True),
+        "front_matter": yaml.safe_dump(_front_matter(report, stock), sort_keys=False, allow_unicode=True),
+        "usage": stock,
+        "class_accuracy": class_accuracy_table(report.quality),
         "headline": _headline(report),
         "sample_rows": _sample_rows(run, profile.first_seed),
         "latency_panels": _latency_panels(report.latency),
@@ -70,10 +74,10 @@ def short(count: float) -> str:
     return f"{count:g}"
 
 
-def _front_matter(report: Report) -> dict[str, Any]:
+def _front_matter(report: Report, stock: Usage) -> dict[str, Any]:
     return {
         "library_name": "diffusers",
-        "pipeline_tag": "unconditional-image-generation",
+        "pipeline_tag": stock.task,
         "base_model": report.teacher,
         "tags": ["edgediff", "pruned", "distilled", f"kd-{report.training.kd}"],
         "params": report.latency.costs["student"].params,

@@ -53,6 +53,23 @@ def test_without_a_folder_some_source_is_found():
     assert len(data.load(DataConfig(), "test", shape=SHAPE)) == 10_000
 
 
+def test_models_of_32_pixels_see_the_images_in_a_black_frame():
+    plain, framed = (data.load(PACKAGED, "test", shape=(1, side, side)) for side in (28, 32))
+    indices = torch.arange(50)
+    images = framed.batch(indices)
+    assert torch.equal(images[:, :, 2:-2, 2:-2], plain.batch(indices))
+    frame = torch.ones(32, 32, dtype=torch.bool)
+    frame[2:-2, 2:-2] = False
+    assert (images[:, 0, frame] == -1).all() and framed.sha256 != plain.sha256
+    assert torch.equal(framed.class_labels(indices), plain.class_labels(indices))
+
+
+def test_captions_name_the_class_in_words():
+    images = data.load(PACKAGED, "test", shape=SHAPE)
+    found = dict(zip(images.class_labels(torch.arange(100)).tolist(), images.captions(torch.arange(100)), strict=True))
+    assert found[7] == "a photo of a sneaker" and found[9] == "a photo of an ankle boot" and len(found) == 10
+
+
 def test_a_folder_without_the_files(tmp_path):
     with pytest.raises(BadInputError, match="train-images-idx3-ubyte"):
         data.load(DataConfig(folder=str(tmp_path)), "train", shape=SHAPE)
