@@ -384,7 +384,7 @@ def recipes_check(json: Json = False, quiet: Quiet = False) -> None:
 
         verdicts = check_recipes(output)
         output.data({"recipes": [verdict.model_dump(mode="json") for verdict in verdicts]})
-        raise typer.Exit(any(verdict.status in ("differs", "invalid") for verdict in verdicts))
+        raise typer.Exit(int(any(verdict.status in ("differs", "invalid") for verdict in verdicts)))
 
 
 @contextmanager
