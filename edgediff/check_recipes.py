@@ -80,11 +80,11 @@ def _show(verdicts: list[RecipeVerdict], output: Output) -> None:
         count = next((count for count in verdict.counts if count.of == of), None)
         if count is None:
             return ""
-        return count.student if count.student == count.published else f"{count.student}, not {count.published}"
+        return count.student if count.student == count.published else f"{count.student} ≠ {count.published}"
 
     output.table(
         "recipes, and their students' sizes as papers print them",
-        ["recipe", "parameters", "as printed", "MACs", "figures", "verdict"],
+        ["recipe", "params", "printed", "MACs", "figures", "verdict"],
         [
             [
                 verdict.name,
