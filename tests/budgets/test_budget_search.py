@@ -10,9 +10,10 @@ from edgediff.budgets.space import Space, Student
 from edgediff.errors import BadInputError
 from edgediff.metrics.cost import model_cost
 from edgediff.pruning import importance_scores
+from edgediff.pruning.targets import uniform_widths
 from edgediff.recipe import PruneConfig, check
 
-CLOSE = 0.97  # of the best importance: what greedy with exchanges reached at the worst of these budgets is 0.98
+CLOSE = 0.97  # of the best importance: a search that follows one path only reaches 0.84 at the worst of these budgets
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +24,11 @@ def space():
 @pytest.fixture(scope="module")
 def cost(space):
     return costs_of(space)
+
+
+@pytest.fixture(scope="module")
+def table(space):
+    return made_up_table(UNET, space.config)
 
 
 @pytest.fixture(scope="module", params=["magnitude", "random"])
@@ -73,20 +79,18 @@ def test_a_choice_is_within_every_budget_when_it_is_built():
 
 def test_uniform_gives_the_largest_student_of_one_ratio():
     config = small_config()
-    named = [
-        {f"down_blocks.{i}": width for i, width in enumerate(widths)}
-        for widths in [(8, 16, 28), (8, 12, 24), (4, 8, 16)]
-    ]
-    counts = [model_cost(UNET, UNET.student_config(config, widths)).params for widths in named]
-    for widths, count in zip(named[1:], counts[1:], strict=True):
+    students = [widths for _, widths in uniform_widths(UNET, config)]
+    counts = [model_cost(UNET, UNET.student_config(config, widths)).params for widths in students]
+    assert len(students) > 2
+    for widths, count in zip(students[1:], counts[1:], strict=True):
         assert choose(UNET, config, settings(params=count, search="uniform"), None, None).widths == widths
-        assert choose(UNET, config, settings(params=count - 1, search="uniform"), None, None).widths != widths
+    with pytest.raises(BadInputError, match="no student"):
+        choose(UNET, config, settings(params=counts[-1] - 1, search="uniform"), None, None)
 
 
-def test_a_looser_search_keeps_at_least_what_a_tighter_one_does():
+def test_a_looser_search_keeps_at_least_what_a_tighter_one_does(table):
     config = small_config()
-    table = made_up_table(UNET, config)
-    budget = 0.4 * table.teacher_ms
+    budget = 0.7 * table.teacher_ms
     kept = [
         choose(UNET, config, settings(latency_ms=budget, search=name), table, None).record.found.importance_kept
         for name in ("uniform", "widths", "widths_and_blocks")
@@ -97,16 +101,18 @@ def test_a_looser_search_keeps_at_least_what_a_tighter_one_does():
 def test_blocks_that_the_recipe_has_settled_are_not_touched():
     config = small_config()
     depth = {"keep": 2, "by": "last"}
-    choice = choose(UNET, config, settings(params=9000, depth=depth), None, None)
+    budget = model_cost(UNET, config).params // 2
+    choice = choose(UNET, config, settings(params=budget, depth=depth), None, None)
     assert choice.removed == ()
 
 
-@pytest.mark.parametrize("students", ["uniform", "widths", "widths_and_blocks"])
-@pytest.mark.parametrize("budget", [{"params": 3}, {"macs": 1000}, {"latency_ms": 0.001}, {"memory_mb": 20.0}])
-def test_a_budget_out_of_reach_is_refused_with_the_reachable_range(students, budget):
-    config = small_config()
+@pytest.mark.parametrize(
+    ("students", "budget"),
+    [("uniform", {"params": 3}), ("widths", {"memory_mb": 20.0}), ("widths_and_blocks", {"latency_ms": 0.001})],
+)
+def test_a_budget_out_of_reach_is_refused_with_the_reachable_range(students, budget, table):
     with pytest.raises(BadInputError, match="no student of this teacher") as error:
-        choose(UNET, config, settings(**budget, search=students), made_up_table(UNET, config), None)
+        choose(UNET, small_config(), settings(**budget, search=students), table, None)
     assert error.value.hint.startswith("reachable: ")
 
 
