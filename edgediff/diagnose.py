@@ -30,7 +30,7 @@ from edgediff.reporting import figures
 from edgediff.results import Diagnosis, ErrorPictures, ModelDiagnosis, Reference, Sharpness
 from edgediff.run import ROLES, Run
 
-TIMESTEPS, IMAGES = 20, 256
+TIMESTEPS, IMAGES = 20, 256  # at most: never more images than `evaluate` draws
 SHOWN_TIMESTEPS, SHOWN_IMAGES = 8, 4
 MAP_IMAGES = 64
 SHARPNESS_IMAGES = 64  # one batch, each image at another timestep
@@ -46,10 +46,11 @@ def diagnose(run: Run, recipe: Recipe, output: Output) -> Diagnosis:
     """
     loaded = {role: model_folder.load(roles.folder(run, recipe, role)) for role in ROLES}
     reference = samples.learned(recipe.data, "test", loaded["teacher"], roles.encoded(run, recipe), output)
+    count = min(IMAGES, recipe.evaluate.num_images, len(reference))
     config = {
         "data": recipe.data.model_dump(mode="json"),
         "timesteps": [TIMESTEPS, SHOWN_TIMESTEPS],
-        "images": [IMAGES, SHOWN_IMAGES, SHARPNESS_IMAGES],
+        "images": [count, SHOWN_IMAGES, SHARPNESS_IMAGES],
         "rho": RHO,
     }
     inputs: dict[str, str] = {role: model.sha256 for role, model in loaded.items()}
@@ -61,7 +62,6 @@ def diagnose(run: Run, recipe: Recipe, output: Output) -> Diagnosis:
         show(diagnosis, output)
         return diagnosis
 
-    count = min(IMAGES, len(reference))
     output.stage("diagnose", f"{count} held-out images at {TIMESTEPS} timesteps")
     for model in loaded.values():
         model.model.to(best_device())

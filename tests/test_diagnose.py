@@ -12,7 +12,7 @@ from torch import nn
 
 from edgediff import data, diagnostics, model_folder
 from edgediff.artifacts import read_json, verify
-from edgediff.diagnose import IMAGES, ROWS, SHOWN_IMAGES, SHOWN_TIMESTEPS, TIMESTEPS, diagnose
+from edgediff.diagnose import ROWS, SHOWN_IMAGES, SHOWN_TIMESTEPS, TIMESTEPS, diagnose
 from edgediff.diagnostics.by_timestep import errors_by_timestep
 from edgediff.diagnostics.held_out import HeldOut, held_out
 from edgediff.diagnostics.sharpness import RHO, sharpness
@@ -207,7 +207,7 @@ def test_the_folder_is_whole_and_holds_what_was_returned(diagnosed):
     folder = run.diagnosis
     assert verify(folder)["stage"] == "diagnose"
     assert Diagnosis.model_validate(read_json(folder / diagnostics.RESULT)) == diagnosis
-    assert diagnosis.num_images == min(IMAGES, 40) and diagnosis.prediction_type == "epsilon"
+    assert diagnosis.num_images == 8 and diagnosis.prediction_type == "epsilon"
     types = {role: model.prediction_type for role, model in diagnosis.models.items()}
     assert types == {"pruned": "epsilon", "student": "v_prediction"}
     for model in diagnosis.models.values():
