@@ -46,7 +46,8 @@ def context(run: Run, report: Report) -> dict[str, Any]:
         "percent": lambda share: "–" if share is None else f"{share:.1%}",
         "asked": report.reached.asked,
         "settings": f"{profile.sampler}, {profile.num_inference_steps} steps, x0 "
-        f"{'clipped' if profile.clip_sample else 'not clipped'}; seeds from {profile.first_seed}",
+        f"{'clipped' if profile.clip_sample else 'not clipped'}"
+        f"{f', guidance {profile.guidance_scale:g}' if stock.conditional else ''}; seeds from {profile.first_seed}",
         "front_matter": yaml.safe_dump(_front_matter(report, stock), sort_keys=False, allow_unicode=True),
         "usage": stock,
         "class_accuracy": class_accuracy_table(report.quality),
