@@ -22,7 +22,7 @@ class Usage:
     def code(self, folder: str) -> str:
         """Return lines of Python that draw with the pipeline in a folder of this name."""
         loaded = f'{self.pipeline}.from_pretrained("{folder}"{self.loading})'
-        return f"from diffusers import {self.pipeline}\n\nimages = {loaded}({self.drawing}).images"
+        return f"from diffusers import {self.pipeline}\n\npipeline = {loaded}\nimages = pipeline({self.drawing}).images"
 
 
 def usage(folder: Path) -> Usage:
