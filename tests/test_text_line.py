@@ -16,6 +16,8 @@ from edgediff.errors import BadInputError
 from edgediff.recipe import Recipe, check
 from edgediff.run import ROLES, Run
 
+pytestmark = pytest.mark.slow  # minutes each, nearly all of them in exports of graphs
+
 TOKENS = 77  # of CLIP, which exported graphs count on
 
 
@@ -37,7 +39,7 @@ def captioned(tmp_path_factory):
     params=[
         "stable_diffusion",
         "stable_diffusion_3",
-        pytest.param("stable_diffusion_xl", marks=pytest.mark.slow),  # as the first, with two more inputs
+        "stable_diffusion_xl",
     ],
 )
 def run(request, captioned, tmp_path_factory, quiet):

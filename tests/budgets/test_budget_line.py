@@ -42,7 +42,7 @@ BAD = {
     "another unit": (["--memory", "500ms"], ["prune.memory_mb", "MB"]),
     "nothing left": (["--latency", "0ms"], ["prune.latency_ms", "greater than 0"]),
     "no budget": (["--ratio", "0.5", "--device", "{profile}"], ["only asked for latency_ms and memory_mb"]),
-    "ratio and budget": (["--ratio", "0.5", "--latency", "3ms"], ["exactly one of ratio and budgets"]),
+    "ratio and budget": (["--ratio", "0.5", "--latency", "3ms"], ["exactly one of ratio, widths and budgets"]),
     "no profile": (["--latency", "3ms", "--device", "nowhere.json"], ["profile not found: `nowhere.json`"]),
     "unreachable": (["--latency", "1us", "--device", "{profile}"], ["takes 0.00 ms a step", "reachable: "]),
     "too little memory": (["--memory", "1MB", "--device", "{profile}"], ["needs 1.0 MB", "reachable: "]),

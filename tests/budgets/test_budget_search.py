@@ -77,6 +77,7 @@ def test_a_choice_is_within_every_budget_when_it_is_built():
     assert choice.record.passed[0].importance_kept == 1
 
 
+@pytest.mark.slow
 def test_uniform_gives_the_largest_student_of_one_ratio():
     config = small_config()
     students = [widths for _, widths in uniform_widths(UNET, config)]
@@ -88,6 +89,7 @@ def test_uniform_gives_the_largest_student_of_one_ratio():
         choose(UNET, config, settings(params=counts[-1] - 1, search="uniform"), None, None)
 
 
+@pytest.mark.slow
 def test_a_looser_search_keeps_at_least_what_a_tighter_one_does(table):
     config = small_config()
     budget = 0.7 * table.teacher_ms

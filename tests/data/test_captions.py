@@ -382,7 +382,9 @@ def test_labels_and_names_of_classes():
     labels = images.class_labels(indices)
     assert labels.dtype == torch.int64 and labels.tolist() == images.labels[:3].tolist()
     named = ImageArray("shop", images.pixels, images.labels, "0", fashion_mnist.CLASSES)
-    assert named.captions(indices) == [fashion_mnist.CLASSES[label] for label in labels]
+    for caption, label in zip(named.captions(indices), labels, strict=True):
+        assert caption.startswith("a photo of a") and caption.endswith(fashion_mnist.CLASSES[label])
+    assert images.captions(indices)[0] == "a photo of an ankle boot"  # the first test image
     assert images.conditioning(indices) == {} and torch.equal(images.shown(indices), indices)
     assert images.original_sizes(indices).tolist() == [[28, 28]] * 3
 

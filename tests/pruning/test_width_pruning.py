@@ -257,7 +257,7 @@ def test_scores_of_another_model_are_refused():
 
 def test_scores_that_are_not_finite_are_refused_by_name():
     teacher = teacher_of(MAIN)
-    scores = importance_scores("magnitude", teacher, UNET)
+    scores = dict(importance_scores("magnitude", teacher, UNET))
     scores["mid_block.resnets.0.conv1.bias"][0] = float("nan")
     with pytest.raises(StageFailedError, match=r"mid_block.resnets.0.conv1.bias is not finite"):
         prune_width(teacher, UNET, widths_for_ratio(UNET, teacher.config, 0.5), scores)
