@@ -24,6 +24,7 @@ from edgediff.samples import Samples
 from edgediff.training import checkpoint, log, processes
 from edgediff.training.batches import Noising
 from edgediff.training.loop import train
+from edgediff.training.precision import settled
 
 
 def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -> TrainingSummary:
@@ -160,7 +161,7 @@ def taught_batches(
         "images": images.sha256,
         "told": digest([recipe.data.conditioning_dropout, recipe.data.random_conditioning]),
         "seed": str(seed),
-        "precision": config.training.precision,
+        "precision": settled(config.training, device).precision,
     }
     cache = TargetCache(
         live, cache_folder, targets=config.cache.targets, seed=config.training.seed, identity=identity, tell=tell

@@ -95,7 +95,8 @@ class TrainingConfig(Config):
     weight_decay: float = Field(0.0, ge=0)
     grad_clip: float = Field(1.0, gt=0)  # largest norm of the gradient
     ema_decay: float = Field(0.999, ge=0, lt=1)  # reached gradually: a short run must not average in its start
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # fp16 on NVIDIA GPUs only
+    # fp16 on NVIDIA GPUs only; auto: bf16 where the device has units for it, fp32 where that would be slower.
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
     gradient_checkpointing: bool = False  # compute activations twice instead of keeping them: less memory, more time
     compile: bool = False  # the network's forward, with torch.compile: minutes once, then faster steps
     seed: int = Field(0, ge=0)

@@ -34,7 +34,7 @@ from edgediff.training.ema import EMA
 from edgediff.training.facts import starting_facts
 from edgediff.training.log import open_log
 from edgediff.training.networks import running_as
-from edgediff.training.precision import autocast, check_precision
+from edgediff.training.precision import autocast, check_precision, settled
 from edgediff.training.sharding import copy_buffers, whole
 from edgediff.training.tracking import check_trackers, tracking
 
@@ -108,7 +108,9 @@ def train(
             the state, and when another process is lost;
             InterruptedStageError on SIGINT or SIGTERM to any process, after saving the state.
     """
-    check_precision(config.precision, next(model.parameters()).device)
+    device = next(model.parameters()).device
+    config = settled(config, device)
+    check_precision(config.precision, device)
     check_trackers(config.trackers)
     accelerator = processes.accelerator(config.gradient_accumulation)
     path = checkpoints / checkpoint.FILE_NAME

@@ -15,7 +15,7 @@ from edgediff.recipe import TrainingConfig
 from edgediff.training import checkpoint
 from edgediff.training.ema import EMA
 from edgediff.training.loop import learning_rate
-from edgediff.training.precision import autocast
+from edgediff.training.precision import autocast, settled
 
 
 def changed(**values) -> TrainingConfig:
@@ -362,6 +362,21 @@ def test_dropout_differs_between_the_forwards_of_an_update(tmp_path):
     network = torch.nn.Sequential(Watched(), torch.nn.Linear(4, 4))
     run(tmp_path, network=network, config=changed(steps=3, batch_size=4, gradient_accumulation=2))
     assert len({tuple(mask.tolist()) for mask in seen}) == 6
+
+
+def test_auto_is_bf16_only_where_the_device_has_units_for_it(monkeypatch):
+    for capabilities, chosen in (({"amx_bf16": True}, "bf16"), ({"avx2": True, "amx_bf16": False}, "fp32")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found)
+        assert settled(changed(precision="auto"), torch.device("cpu")).precision == chosen
+    assert settled(changed(precision="fp32"), torch.device("cpu")) == changed(precision="fp32")
+
+
+def test_a_training_in_auto_is_one_in_the_precision_that_it_settles_on(tmp_path):
+    own = settled(changed(precision="auto"), torch.device("cpu")).precision
+    for precision in ("auto", own):
+        run(tmp_path / precision, config=changed(steps=2, precision=precision))
+    logs = [(tmp_path / precision / "train.jsonl").read_text() for precision in ("auto", own)]
+    assert logs[0] == logs[1]
 
 
 def test_precision_is_that_of_the_forward():
