@@ -168,7 +168,7 @@ def write_teacher(name: str, folder: Path) -> None:
     model.save_pretrained(folder / entry.component)
     scheduler = getattr(diffusers, entry.scheduler["_class_name"]).from_config(entry.scheduler)
     scheduler.save_pretrained(folder / "scheduler")
-    index = {
+    index: dict[str, Any] = {
         "_class_name": PIPELINES[name],
         entry.component: ["diffusers", entry.class_name],
         "scheduler": ["diffusers", entry.scheduler["_class_name"]],
@@ -178,7 +178,7 @@ def write_teacher(name: str, folder: Path) -> None:
     write_json(folder / "model_index.json", index)
 
 
-def write_small_parts(entry: Entry, folder: Path) -> dict[str, list[str]]:
+def write_small_parts(entry: Entry, folder: Path) -> dict[str, list[str | None]]:
     """Write an autoencoder and a text encoder that give what the teacher takes; return their lines of the index."""
     levels = 4
     diffusers.AutoencoderKL(
@@ -212,8 +212,8 @@ def write_small_parts(entry: Entry, folder: Path) -> dict[str, list[str]]:
         "vae": ["diffusers", "AutoencoderKL"],
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
-        "safety_checker": [None, None],  # type: ignore[list-item]
-        "feature_extractor": [None, None],  # type: ignore[list-item]
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
     }
 
 

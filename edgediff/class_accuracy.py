@@ -57,12 +57,11 @@ def class_accuracy(
     for scale in config.guidance_scales if _can_be_guided(reference) else (1.0,):
         settings = config.model_copy(update={"guidance_scale": scale, "num_images": count})
         for role, candidate in candidates.items():
-            images = candidate.drawn.images()[:count]
+            drawn = candidate.drawn
             if scale != config.guidance_scale:
                 what = f"{role}, guidance {scale:g}"
                 drawn = draw(candidate.denoiser, candidate.loaded, settings, output, what, reference)
-                images = drawn.images()
-            accuracy = known.accuracy(images, labels)
+            accuracy = known.accuracy(drawn.images()[:count], labels)
             rows.append(ClassAccuracyRow(role=role, guidance_scale=scale, class_accuracy=accuracy))
     return ClassAccuracy(
         classifier_sha256=known.sha256, num_images=count, real=known.accuracy_on(test), num_real=len(test), rows=rows

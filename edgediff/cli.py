@@ -129,14 +129,18 @@ def prune(
     """Start a run: cut a teacher to a student of fewer channels. The other stages go on from its folder."""
     with _speaking(json, quiet) as output:
         from edgediff import pipeline
-        from edgediff.compare_prunings import compare_prunings
         from edgediff.prune import prune as verb
         from edgediff.run import Run
 
         targets = _targets(ratio, params, macs, latency, memory, device)
         run, resolved = Run(out), _resolve(recipe, teacher, targets, overrides)
         pipeline.prepare(run, resolved, output)
-        output.data((compare_prunings if compare else verb)(run, resolved, output).model_dump(mode="json"))
+        if compare:
+            from edgediff.compare_prunings import compare_prunings
+
+            output.data(compare_prunings(run, resolved, output).model_dump(mode="json"))
+            return
+        output.data(verb(run, resolved, output).model_dump(mode="json"))
 
 
 @app.command()
@@ -300,8 +304,8 @@ def teachers(context: typer.Context, json: Json = False) -> None:
         columns = ("name", "class_name", "params", "sample", "licence", "where")
         output.table(
             "teachers",
-            ["name", "class", "parameters", "sample", "licence", "where"],
-            [[f"{row[key]:,}" if key == "params" else row[key] for key in columns] for row in rows],
+            ["name", "class", "params", "sample", "licence", "where"],
+            [[f"{row[key] / 1e6:,.2f}M" if key == "params" else row[key] for key in columns] for row in rows],
         )
         output.data({"teachers": rows})
 

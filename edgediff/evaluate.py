@@ -53,7 +53,7 @@ def evaluate(run: Run, recipe: Recipe, output: Output) -> Quality:
         return quality
 
     settings = recipe.evaluate
-    output.stage("evaluate", f"{settings.num_images} images, DDIM with {settings.num_inference_steps} steps")
+    output.stage("evaluate", f"{settings.num_images} images, {settings.num_inference_steps} steps each")
     extractor = efficientnet_lite0()
     real = real_images(reference, training, extractor, settings.num_images, output)
     denoisers = {role: _denoiser(run, role, loaded[role]) for role in ROLES}

@@ -61,7 +61,9 @@ class Output:
         table.show_header = any(columns)
         for index, column in enumerate(columns):
             figures = all(row[index][:1] in FIGURE_STARTS for row in rows)
-            table.add_column(column, justify="right" if figures else "left", no_wrap=index == 0)  # names stay whole
+            table.add_column(
+                column, justify="right" if figures else "left", no_wrap=index == 0, overflow="fold"
+            )  # nothing is cut off
         for row in rows:
             table.add_row(*(escape(cell) for cell in row))
         self.out.print(table)

@@ -140,7 +140,7 @@ def plan(recipe: Recipe, measured: Path | None = None) -> Plan:
             stage="evaluate",
             seconds=images.num_images * images.num_inference_steps * all_roles
             + (REFERENCE_IMAGES + 4 * images.num_images) * FEATURE_SECONDS,
-            what=f"{images.num_images} images a model, DDIM with {images.num_inference_steps} steps",
+            what=f"{images.num_images} images a model, {images.num_inference_steps} steps each",
         ),
     ]
     return Plan(

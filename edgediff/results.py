@@ -76,7 +76,7 @@ class Search(Result):
 class Reached(Result):
     """What pruning was asked for and what it did: to channels, and to blocks where `blocks_before` is given."""
 
-    requested: dict[str, float | str]  # ratio, or the budgets; what was asked of depth as depth.remove, ...
+    requested: dict[str, float | str]  # ratio, widths or budgets; what was asked of depth as depth.remove, ...
     importance: str  # of channels; empty when all of them stayed
     widths_before: dict[str, int]  # level → channels
     widths_after: dict[str, int]

@@ -10,7 +10,7 @@ from diffusers import DDPMScheduler, UNet2DModel
 from PIL import Image
 from small_unet import SMALL_UNET
 
-from edgediff import model_folder
+from edgediff import cli, model_folder
 from edgediff.data import fashion_mnist
 from edgediff.output import Output
 from edgediff.recipe import Recipe, check
@@ -36,6 +36,24 @@ def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def edgediff(monkeypatch, capsys):
+    """A function (*arguments) → (exit code, stdout, stderr) of the command, in this process."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["edgediff", *map(str, arguments)])
+        capsys.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
 
 
 @pytest.fixture(scope="session")

@@ -11,26 +11,7 @@ import time
 import pytest
 import yaml
 
-from edgediff import cli
 from edgediff.run import Run
-
-
-@pytest.fixture
-def edgediff(monkeypatch, capsys):
-    """A function (*arguments) → (exit code, stdout, stderr) of the command, in this process."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["edgediff", *map(str, arguments)])
-        capsys.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 def test_help_imports_nothing_heavy():

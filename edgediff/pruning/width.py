@@ -157,13 +157,17 @@ def member_importance(member: Member, width: int, modules: Mapping[str, nn.Modul
     module votes relative to its own average, the biggest layer decides alone.
     """
     per_channel = _sum(
-        scores[name].cpu().movedim(axis, 0).reshape(scores[name].shape[axis], -1).sum(1, dtype=torch.float64)
-        for name, axis in _parameters(modules[member.module], member.module, member.axis)
+        _along(scores[name], axis) for name, axis in _parameters(modules[member.module], member.module, member.axis)
     )
     own, shared = torch.tensor(member.channels).T
     total = torch.zeros(width, dtype=torch.float64).index_add(0, shared, per_channel[own])
     mean = total.mean()
     return total / mean if mean > 0 else total
+
+
+def _along(scores: Tensor, axis: int) -> Tensor:
+    """Return the sums over everything but an axis, float64."""
+    return scores.cpu().movedim(axis, 0).reshape(scores.shape[axis], -1).sum(1, dtype=torch.float64)
 
 
 def _parameters(module: nn.Module, name: str, axis: int) -> list[tuple[str, int]]:
@@ -209,13 +213,14 @@ def _attention_parts(
 
 def _check_scores(scores: Scores, model: nn.Module) -> None:
     for name, weight in model.named_parameters():
-        if name not in scores or scores[name].shape != weight.shape:
-            found = tuple(scores[name].shape) if name in scores else "none"
+        found = scores.get(name)  # once: it may be computed when it is asked for
+        if found is None or found.shape != weight.shape:
+            has = "none" if found is None else tuple(found.shape)
             raise BadInputError(
-                f"importance of {name} does not have its shape: {found}, expected: {tuple(weight.shape)}",
+                f"importance of {name} does not have its shape: {has}, expected: {tuple(weight.shape)}",
                 "measure the importance on this very model",
             )
-        if not torch.isfinite(scores[name]).all():
+        if not torch.isfinite(found).all():
             raise StageFailedError(
                 f"importance of {name} is not finite", "check the teacher's weights and the calibration images"
             )

@@ -4,7 +4,6 @@ import json
 
 import pytest
 from budget_models import UNET, made_up_table
-from test_cli import edgediff  # noqa: F401
 
 from edgediff import model_folder
 from edgediff.artifacts import read_json, write_result
@@ -52,7 +51,7 @@ BAD = {
 
 @pytest.mark.parametrize("command", ["prune", "compress"])
 @pytest.mark.parametrize("name", BAD)
-def test_bad_budgets_are_one_sentence_before_any_work(name, command, edgediff, small_teacher, device, tmp_path):  # noqa: F811
+def test_bad_budgets_are_one_sentence_before_any_work(name, command, edgediff, small_teacher, device, tmp_path):
     options, said = BAD[name]
     options = [option.format(profile=device[0]) for option in options]
     code, out, err = edgediff(command, "--teacher", small_teacher, *options, "--out", tmp_path / "run")
@@ -62,13 +61,13 @@ def test_bad_budgets_are_one_sentence_before_any_work(name, command, edgediff, s
     assert not (tmp_path / "run").exists()
 
 
-def test_another_teachers_profile_is_refused(edgediff, device, tmp_path):  # noqa: F811
+def test_another_teachers_profile_is_refused(edgediff, device, tmp_path):
     arguments = ["--teacher", "fashion-ddpm", "--latency", "3ms", "--device", device[0], "--out", tmp_path / "run"]
     code, _, err = edgediff("prune", *arguments)
     assert code == 2 and "profile is of another teacher, made-up" in err
 
 
-def test_a_plan_without_a_profile_says_how_to_get_one(edgediff, small_teacher, tmp_path):  # noqa: F811
+def test_a_plan_without_a_profile_says_how_to_get_one(edgediff, small_teacher, tmp_path):
     code, _, err = edgediff(
         "compress", "--teacher", small_teacher, "--latency", "3ms", "--dry-run", "--out", tmp_path / "run"
     )
