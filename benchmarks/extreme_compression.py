@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from edgediff import data, model_folder, teacher
+from edgediff import model_folder, samples, teacher
 from edgediff.artifacts import atomic_file, made
 from edgediff.backends.pytorch import PyTorchDenoiser
 from edgediff.diagnostics.by_timestep import errors_by_timestep
@@ -92,10 +92,10 @@ class Cell:
             parts.append(f"teacher={Path(self.teacher).name}")
         return "/".join([self.set, self.method, ",".join(parts) or "-", f"seed{self.seed}"])
 
-    def recipe(self, work: Path) -> Recipe:
+    def recipe(self) -> Recipe:
         """The whole recipe."""
         settings = {**METHODS[self.method], **self.distill}
-        cache = settings.pop("cache", {})
+        cache = {"targets": CACHE, **settings.pop("cache", {})}
         training = {
             "steps": self.steps,
             "batch_size": BATCH,
@@ -104,7 +104,6 @@ class Cell:
             "seed": self.seed,
             "checkpoint_every": self.steps // (5 * CURVE_POINTS),
         }
-        cache = {"targets": CACHE, **cache, "folder": str(work / "targets" / Path(self.teacher).name)}
         values = {
             "teacher": self.teacher,
             "data": {"name": "fashion-mnist"},
@@ -131,7 +130,7 @@ def cells() -> list[Cell]:
 def why() -> list[Cell]:
     """What the parameterisation does, taken apart: the output, the weight of timesteps, where it is compared."""
     in_v = {"kd_space": "v_prediction"}
-    settings = [
+    settings: list[tuple[str, dict[str, Any]]] = [
         ("output", in_v),  # an eps network, its error weighed as v's
         ("output", {"timestep_weighting": "snr_truncated"}),  # the same weight by another name
         ("output", {"timestep_weighting": "min_snr"}),
@@ -198,10 +197,9 @@ class Bench:
         self.work, self.output = work, output
         self.extractor = efficientnet_lite0()
         self.loaded: dict[str, Loaded] = {}
-        self.shape = self.teacher("fashion-ddpm").sample_shape
-        images = Cell("none", 0).recipe(work).data
-        self.train = data.load(images, "train", shape=self.shape)
-        self.test = data.load(images, "test", shape=self.shape)
+        images, loaded = Cell("none", 0).recipe().data, self.teacher("fashion-ddpm")
+        self.train = samples.learned(images, "train", loaded, work / "encoded", output)
+        self.test = samples.scored(images, "test", loaded, work / "encoded", output)
         self._real: dict[int, RealImages] = {}
 
     def teacher(self, name: str) -> Loaded:
@@ -217,7 +215,8 @@ class Bench:
     def drawn(self, model: Loaded, config: EvaluateConfig, file: Path) -> Drawn:
         """Return the samples of a model, from `file` where they were drawn before."""
         if not file.exists():
-            found = draw(PyTorchDenoiser(model.model, model.family), model, config, self.output, file.stem)
+            denoiser = PyTorchDenoiser(model.model, model.family)
+            found = draw(denoiser, model, config, self.output, file.stem, self.test)
             with atomic_file(file) as temporary:
                 tensors = {
                     "pixels": torch.from_numpy(found.pixels),
@@ -267,12 +266,13 @@ def _sampler(config: EvaluateConfig) -> str:
 def run_cell(bench: Bench, cell: Cell) -> None:
     """Train, draw and score one cell; append its line."""
     folder = bench.work / "cells" / cell.key
-    run, recipe = Run(folder), cell.recipe(bench.work)
+    run, recipe = Run(folder), cell.recipe()
     big, settings = bench.teacher(cell.teacher), recipe.distill.training
     prune(run, recipe, bench.output)
     student = starting_student(model_folder.load(run.pruned), recipe.distill)
     objective = Distillation(student, big, recipe.distill)
-    batches = taught_batches([big], bench.train, recipe, Path(recipe.distill.cache.folder), bench.output.say)
+    targets = bench.work / "targets" / Path(cell.teacher).name
+    batches = taught_batches([big], bench.train, recipe, targets, bench.output.say)
     state, between = run.checkpoints / checkpoint.FILE_NAME, settings.steps // CURVE_POINTS
 
     def snapshot(record: Any) -> None:
@@ -356,10 +356,11 @@ def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return found
 
 
-def run_all(work: Path, only: str, worker: int, workers: int) -> None:
+def run_all(work: Path, patterns: list[str], worker: int, workers: int) -> None:
     torch.set_num_threads(1)
     bench = Bench(work, Output())
-    for index, cell in enumerate(c for c in cells() if fnmatch.fnmatch(c.key, only)):
+    wanted = (cell for cell in cells() if any(fnmatch.fnmatch(cell.key, pattern) for pattern in patterns))
+    for index, cell in enumerate(wanted):
         if index % workers == worker and cell.key not in finished():
             run_cell(bench, cell)
 
@@ -372,14 +373,16 @@ def frame(work: Path) -> None:
         config = full.model_copy(update={"clip_sample": clip})
         row = model_row("teacher", bench.of_teacher("fashion-ddpm", config), bench.real(IMAGES), bench.extractor)
         print(_word(clip), row)
-    print(floor_row(bench.real(IMAGES)), profile(bench.real(IMAGES), bench.extractor, full))
+    print(
+        floor_row(bench.real(IMAGES)), profile(bench.real(IMAGES), bench.extractor, full, bench.teacher("fashion-ddpm"))
+    )
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["run", "list", "frame"])
     parser.add_argument("--work", type=Path, default=Path("runs/extreme"))
-    parser.add_argument("--only", default="main/*", help="pattern of cell names")
+    parser.add_argument("--only", nargs="+", default=["main/*"], help="patterns of cell names")
     parser.add_argument("--worker", default="0/1", help="which share of the cells: i/n")
     given = parser.parse_args()
     if given.what == "run":

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
-from edgediff import data, model_folder, teacher
+from edgediff import model_folder, samples, teacher
 from edgediff.artifacts import made, read_json, write_json
 from edgediff.backends.onnxruntime import OnnxRuntimeDenoiser
 from edgediff.distill import distill
@@ -49,29 +50,32 @@ def train(out: Path, kd: str, steps: int, output: Output) -> None:
 def score(out: Path, num_images: int, output: Output) -> None:
     folder = teacher.resolve("fashion-ddpm").folder
     loaded, extractor = model_folder.load(folder), efficientnet_lite0()
-    reference = data.load(recipe("none", 1).data, "test", shape=loaded.sample_shape)
-    training = data.load(recipe("none", 1).data, "train", shape=loaded.sample_shape)
+    images = recipe("none", 1).data
+    reference = samples.scored(images, "test", loaded, out / "encoded", output)
+    training = samples.scored(images, "train", loaded, out / "encoded", output)
     real = real_images(reference, training, extractor, num_images, output)
     trained = [kd for kd in METHODS if (out / kd / "onnx" / "student" / "manifest.json").exists()]
     export(Run(out / "teacher"), recipe("none", 1), "teacher", output)
-    result = {"made": made(), "floor": floor_row(real).model_dump(mode="json"), "samplers": []}
+    samplers: list[dict[str, Any]] = []
+    result = {"made": made(), "floor": floor_row(real).model_dump(mode="json"), "samplers": samplers}
     for clip_sample in (True, False):
         settings = EvaluateConfig(num_images=num_images, clip_sample=clip_sample)
-        of_teacher = draw(OnnxRuntimeDenoiser(Run(out / "teacher").onnx("teacher") / "model.onnx"), loaded, settings,
-                          output, "teacher")  # fmt: skip
+        denoiser = OnnxRuntimeDenoiser(Run(out / "teacher").onnx("teacher") / "model.onnx")
+        of_teacher = draw(denoiser, loaded, settings, output, "teacher", reference)
         rows = {"teacher": model_row("teacher", of_teacher, real, extractor).model_dump(mode="json")}
         for kd in trained:
             run = Run(out / kd)
             denoiser = OnnxRuntimeDenoiser(run.onnx("student") / "model.onnx")
-            drawn = draw(denoiser, model_folder.load(run.student), settings, output, kd)
+            drawn = draw(denoiser, model_folder.load(run.student), settings, output, kd, reference)
             rows[kd] = model_row("student", drawn, real, extractor, of_teacher).model_dump(mode="json")
-        result["samplers"].append({"profile": profile(real, extractor, settings).model_dump(mode="json"), "rows": rows})
+        asked = profile(real, extractor, settings, loaded)
+        samplers.append({"profile": asked.model_dump(mode="json"), "rows": rows})
         result["students"] = {kd: read_json(out / kd / "student" / "manifest.json")["training"] for kd in trained}
         write_json(RESULT, result)
     show(result)
 
 
-def show(result: dict) -> None:
+def show(result: dict[str, Any]) -> None:
     for sampler in result["samplers"]:
         print(f"\nx0 {'clipped' if sampler['profile']['clip_sample'] else 'not clipped'}\n")
         print("| | FD | KID | precision | recall | PSNR to teacher | SSIM to teacher | abs(x) > 1.5 |")

@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import UNet2DModel
@@ -83,7 +84,7 @@ def losses(label: str) -> dict[str, dict[str, float]]:
     }
 
 
-def training_step() -> dict[str, object]:
+def training_step() -> dict[str, Any]:
     """Return what the parts of one step take; the networks at a small batch, scaled up linearly."""
     family = FAMILIES["UNet2DModel"]
     teacher = UNet2DModel(**CELEBA).eval()
@@ -133,12 +134,13 @@ def training_step() -> dict[str, object]:
 def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    result = {"made": made(), "rounds": ROUNDS, "threads": 1, "shapes": {label: losses(label) for label in SHAPES}}
-    for label, rows in result["shapes"].items():
+    shapes = {label: losses(label) for label in SHAPES}
+    for label, rows in shapes.items():
         for name, row in rows.items():
             print(f"{label}  {name:<15} {row['median_ms']:8.2f} ms  {row['ratio_to_output']:6.1f} x output")
-    result["training_step"] = training_step()
-    print(f"PLACE in a step of the CelebA pair: {100 * result['training_step']['place_share']:.2f} %")
+    step = training_step()
+    print(f"PLACE in a step of the CelebA pair: {100 * step['place_share']:.2f} %")
+    result = {"made": made(), "rounds": ROUNDS, "threads": 1, "shapes": shapes, "training_step": step}
     write_json(RESULT, result)
 
 

@@ -13,16 +13,19 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from edgediff import data, model_folder, teacher
+from edgediff import model_folder, samples, teacher
 from edgediff.artifacts import made, write_json
 from edgediff.distill import starting_student, taught_batches
+from edgediff.distillation.cache import TargetCache
 from edgediff.distillation.objective import Distillation
+from edgediff.output import Output
 from edgediff.pruning import widths_for_ratio
-from edgediff.recipe import DataConfig, DistillConfig, check
+from edgediff.recipe import Recipe, check
 from edgediff.training.precision import autocast
 
 RESULT = Path(__file__).parent / "results" / "target-cache.json"
@@ -36,17 +39,18 @@ class Steps:
         big = model_folder.load(teacher.resolve("fashion-ddpm").folder)
         widths = widths_for_ratio(big.family, big.model.config, RATIO)
         small = big.family.build(big.family.student_config(big.model.config, widths))
-        values = {
+        distill = {
             "kd": kd,
             "initial": "fresh",
             "cache": {"targets": targets},
             "training": {"batch_size": batch_size, "precision": precision},
         }
-        self.config = check(values, DistillConfig)
+        recipe = check({"teacher": "fashion-ddpm", "data": {"name": "fashion-mnist-20k"}, "distill": distill}, Recipe)
+        self.config = recipe.distill
         student = starting_student(model_folder.Loaded(small, big.scheduler, big.family, ""), self.config)
-        images = data.load(DataConfig(name="fashion-mnist-20k"), "train", shape=big.sample_shape)
+        images = samples.learned(recipe.data, "train", big, folder / "encoded", Output())
         self.objective = Distillation(student, big, self.config).train()
-        self.batches = taught_batches([big], images, self.config, folder, print)
+        self.batches = taught_batches([big], images, recipe, folder, print)
         self.optimizer = torch.optim.AdamW(self.objective.parameters(), lr=1e-4, fused=True)
         self.step = 0
 
@@ -62,7 +66,7 @@ class Steps:
         return time.perf_counter() - began
 
 
-def measure(batch_size: int, kd: str, precision: str, folder: Path) -> dict:
+def measure(batch_size: int, kd: str, precision: str, folder: Path) -> dict[str, Any]:
     targets = 4 * batch_size
     kinds = {
         "live": Steps(batch_size, 0, folder, kd, precision),
@@ -77,6 +81,8 @@ def measure(batch_size: int, kd: str, precision: str, folder: Path) -> dict:
             seconds = step()
             if index >= 2:
                 taken[name].append(seconds)
+    warm = kinds["warm"].batches.teaching
+    assert isinstance(warm, TargetCache)
     return {
         "batch_size": batch_size,
         "kd": kd,
@@ -86,7 +92,7 @@ def measure(batch_size: int, kd: str, precision: str, folder: Path) -> dict:
             name: statistics.median(a / b for a, b in zip(taken["live"], values, strict=True))
             for name, values in taken.items()
         },
-        "bytes_a_target": kinds["warm"].batches.teaching.report()["bytes"] / targets,
+        "bytes_a_target": warm.report()["bytes"] / targets,
     }
 
 
@@ -105,22 +111,23 @@ def operators(batch_size: int, folder: Path) -> dict[str, float]:
 
 def main(batch_sizes: list[int]) -> None:
     torch.set_num_threads(1)
-    result = {"made": made(), "threads": 1, "rounds": ROUNDS, "student": "1.6 % of fashion-ddpm", "rows": []}
+    rows: list[dict[str, Any]] = []
+    result = {"made": made(), "threads": 1, "rounds": ROUNDS, "student": "1.6 % of fashion-ddpm", "rows": rows}
     with tempfile.TemporaryDirectory() as folder:
         for place, (size, kd, precision) in enumerate(
             [(size, "output", "fp32") for size in batch_sizes]
             + [(64, "output", "bf16"), (64, "place", "fp32"), (64, "output,feature", "fp32")]
         ):
             row = measure(size, kd, precision, Path(folder) / str(place))
-            result["rows"].append(row)
+            rows.append(row)
             times, ratio = row["seconds_a_step"], row["times_as_fast_as_live"]
             print(
                 f"batch {size:3} {kd:15} {precision}: live {1000 * times['live']:5.0f} ms, filling "
                 f"{ratio['filling']:.2f} x, warm {1000 * times['warm']:5.0f} ms = {ratio['warm']:.2f} x; "
                 f"{row['bytes_a_target'] / 1024:.1f} KiB a target"
             )
-        result["warm_step_by_operator"] = operators(64, Path(folder) / "operators")
-        print({name: round(share, 2) for name, share in result["warm_step_by_operator"].items()})
+        result["warm_step_by_operator"] = shares = operators(64, Path(folder) / "operators")
+        print({name: round(share, 2) for name, share in shares.items()})
     write_json(RESULT, result)
 
 
