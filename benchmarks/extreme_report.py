@@ -25,7 +25,7 @@ RESULTS = Path(__file__).parent / "results"
 LINES, PICTURES = RESULTS / "extreme-compression.jsonl", RESULTS / "extreme-compression"
 SETS = {
     "main": "Students of 1.6 % of the parameters",
-    "long": "Four times as long",
+    "long": "Twice as long",
     "why": "What makes the difference",
     "cache": "How many teacher targets are enough",
     "ratio": "Larger students",

@@ -11,11 +11,12 @@ import statistics
 import tempfile
 import time
 from ast import literal_eval
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
@@ -46,7 +47,7 @@ Feeds = Mapping[str, NDArray[Any]]
 Run = tuple[onnxruntime.InferenceSession, Feeds]
 Runs = dict[str, Run]
 Name = TypeVar("Name", bound=str)
-WHOLE, TEACHER = "whole", "teacher"
+WHOLE, TEACHER, CALL = "whole", "teacher", "call"
 
 
 def clock_of(threads: int) -> tuple[str, Callable[[], float]]:
@@ -77,18 +78,22 @@ def measure(family: Family, config: Config, teacher: str, threads: int, output: 
             feeds.append(feeds_of(family, built.config))
             del built
             progress.advance(note=f"exported {_named(student)}")
-        reference = load(graphs[0], feeds[0], threads)
+        empty = _empty_graph(Path(folder) / "empty.onnx")
+        others: Runs = {
+            TEACHER: load(graphs[0], feeds[0], threads),
+            CALL: load(empty, {"x": np.zeros((1, 1), np.float32)}, threads),
+        }
         for _ in range(PASSES):
             for student, graph, inputs, taken in zip(students, graphs, feeds, passes, strict=True):
-                runs = {**_cut(graph, inputs, threads), TEACHER: reference}
+                runs = {**_cut(graph, inputs, threads), **others}
                 taken.append({key: undisturbed(times) for key, times in side_by_side(runs, threads).items()})
                 progress.advance(note=f"measured {_named(student)}")
-        del reference, runs
+        del others, runs
         peaks = []
         for graph in graphs:
             tidy(graph)
             peaks.append(peak_memory_mib("onnxruntime", graph, batch_size=1, threads=threads))
-        floor = peak_memory_mib("onnxruntime", _empty_graph(Path(folder) / "empty.onnx"), batch_size=1, threads=threads)
+        floor = peak_memory_mib("onnxruntime", empty, batch_size=1, threads=threads)
     # Of the passes over a student, the least disturbed one counts.
     calm = [min(taken, key=lambda times: sum(times.values())) for taken in passes]
     teacher_ms = statistics.median(times[TEACHER] for times in calm)
@@ -117,7 +122,8 @@ def measure(family: Family, config: Config, teacher: str, threads: int, output: 
 def probes(space: Space, works: Works) -> list[Student]:
     """Return the students to measure: the teacher, narrower ones, and those of which one axis alone stays wide.
 
-    All but the teacher lack the blocks that say nothing new: of every kind one is left at least.
+    All but the teacher lack the blocks that say nothing new. Of every kind two are left where there are as many: the
+    first of a row finds colder caches than those after it, and they are what a deep model consists of.
     """
     many = len(space.axes) > 1
     wanted = [[share] * len(space.axes) for share in (*SHARES, *(() if many else (BETWEEN,)))]
@@ -171,8 +177,9 @@ def _shorter(space: Space, works: Works) -> frozenset[str]:
     removed: frozenset[str] = frozenset()
     for block in reversed(space.blocks):
         more = Student(space.teacher.widths, removed | {block})
-        kinds = {works.kinds[place] for place in works.staying(more.removed)}
-        if kinds == set(works.kinds) and space.exists(more):
+        left = Counter(works.kinds[place] for place in works.staying(more.removed))
+        enough = all(left[kind] >= min(2, count) for kind, count in Counter(works.kinds).items())
+        if enough and space.exists(more):
             removed = more.removed
     return removed
 
@@ -252,12 +259,17 @@ def _empty_graph(path: Path) -> Path:
 
 
 def _rows(space: Space, works: Works, student: Student, step_ms: float, times: Mapping[str, float]) -> list[BlockTime]:
-    """Return the blocks with their parts of the step: calls of single blocks cost more than they do within it."""
-    cut = space.cut(student)
-    own = {source_of(key, cut): value for key, value in times.items() if key not in (WHOLE, TEACHER)}
-    total, rows = sum(own.values()), []
+    """Return the blocks with their parts of the step, which calls the runtime once and not once a block.
+
+    The one call is counted to what lies between the blocks: a student has it once, however many blocks it has.
+    """
+    cut, call = space.cut(student), times[CALL] * step_ms / times[WHOLE]
+    own = {source_of(key, cut): value for key, value in times.items() if key not in (WHOLE, TEACHER, CALL)}
+    # A block that takes little more than a call must still take something.
+    alone = {block: max(value - times[CALL], times[CALL] / 10) for block, value in own.items()}
+    total, rows = sum(alone.values()), []
     for place, (elements, macs, padded, _) in zip(works.staying(student.removed), works(student), strict=True):
-        ms = step_ms * own[works.names[place]] / total
+        ms = (step_ms - call) * alone[works.names[place]] / total + (call if works.names[place] == REST else 0)
         rows.append(BlockTime(kind=works.kinds[place], elements=elements, macs=macs, padded_macs=padded, ms=ms))
     return rows
 
