@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from edgediff.budgets.blocks import REST, Work, lies_in, work
 from edgediff.budgets.space import Polynomials, Space, Student
-from edgediff.budgets.table import LatencyTable, Memory, Predictor
+from edgediff.budgets.table import LatencyTable, Memory, Predictor, nearest
 from edgediff.families import Config
 from edgediff.output import QUIET, Output
 
@@ -59,7 +59,7 @@ class CostModel:
     def __init__(self, space: Space, table: LatencyTable | None = None, output: Output = QUIET) -> None:
         """Take the profile of this very teacher, where there is one."""
         self.works = Works(space, output)
-        self.predict = Predictor(table.blocks) if table else None
+        self.latency = Latency(space, self.works, table) if table else None
         self.memory = Memory(table) if table else None
 
     def __call__(self, student: Student) -> dict[str, float]:
@@ -67,10 +67,31 @@ class CostModel:
         rows = self.works(student)
         # Rounded: the polynomials of whole numbers are whole numbers.
         costs = {"params": float(np.rint(rows[:, 3].sum())), "macs": float(np.rint(rows[:, 1].sum()))}
-        if self.predict is not None and self.memory is not None:
-            places = self.works.staying(student.removed)
-            costs["latency_ms"] = sum(
-                self.predict(self.works.kinds[place], row[:3]) for place, row in zip(places, rows, strict=True)
-            )
+        if self.latency is not None and self.memory is not None:
+            costs["latency_ms"] = self.latency(student, rows)
             costs["memory_mb"] = self.memory(costs["params"], FLOAT_BYTES * float(rows[:, 0].max()))
         return costs
+
+
+class Latency:
+    """Student → milliseconds of a step: its blocks, corrected by how far their sum is off at the nearest probes."""
+
+    def __init__(self, space: Space, works: Works, table: LatencyTable) -> None:
+        """Sum up the blocks of every student that was measured whole."""
+        self.works, self.predict = works, Predictor(table.blocks)
+        probes = [
+            Student(tuple(probe.widths[axis[0]] for axis in space.axes), frozenset(probe.blocks_removed))
+            for probe in table.probes
+        ]
+        self.places = np.log([probe.widths for probe in probes])
+        sums = np.array([self._sum(probe, works(probe)) for probe in probes])
+        self.errors = np.array([probe.step_ms for probe in table.probes]) / sums
+
+    def __call__(self, student: Student, rows: NDArray[np.float64]) -> float:
+        """Return the latency of a student whose blocks' work is `rows`, as `Works` gives it."""
+        distances = ((self.places - np.log(student.widths)) ** 2).sum(1)
+        return self._sum(student, rows) * nearest(distances, self.errors)
+
+    def _sum(self, student: Student, rows: NDArray[np.float64]) -> float:
+        places = self.works.staying(student.removed)
+        return sum(self.predict(self.works.kinds[place], row[:3]) for place, row in zip(places, rows, strict=True))

@@ -36,7 +36,7 @@ from edgediff.pruning.depth import source_of
 from edgediff.recipe import ExportConfig
 
 SHARES = (1.0, 0.5, 0.25, 0.125)  # of all widths, in the students that are measured
-BETWEEN = 0.75  # one more, where there is a single axis
+BETWEEN = (0.75, 0.375)  # more, where there is a single axis
 NARROW = 0.25  # of the other widths, where one axis is as wide as the teacher's
 ROUNDS = (5, 40)  # at least, at most
 SECONDS = 10.0  # of rounds for one student, where the fewest do not take longer
@@ -126,7 +126,7 @@ def probes(space: Space, works: Works) -> list[Student]:
     first of a row finds colder caches than those after it, and they are what a deep model consists of.
     """
     many = len(space.axes) > 1
-    wanted = [[share] * len(space.axes) for share in (*SHARES, *(() if many else (BETWEEN,)))]
+    wanted = [[share] * len(space.axes) for share in (*SHARES, *(() if many else BETWEEN))]
     if many:
         wanted += [[1.0 if i == wide else NARROW for i in range(len(space.axes))] for wide in range(len(space.axes))]
     candidates, shorter = space.spread(), _shorter(space, works)

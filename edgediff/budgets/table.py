@@ -18,7 +18,7 @@ from edgediff.results import Result
 from edgediff.validation import problems
 
 TABLE_VERSION = 1
-NEAR = 0.02  # squared distance, in logarithms of the work, within which a measured block counts as the same
+NEAR = 0.02  # squared distance, in logarithms of the work or the widths, within which two count as the same
 
 
 class BlockTime(Result):
@@ -123,7 +123,7 @@ class _Kind:
         scale = matrix.max(0).clip(1.0)
         coefficients, _ = nnls(matrix / scale / times[:, None], np.ones(len(blocks)))
         self.coefficients = coefficients / scale
-        self.errors = np.log(times / (matrix @ self.coefficients))
+        self.errors = times / (matrix @ self.coefficients)
         self.known: dict[bytes, float] = {}  # most blocks of two students that a search compares are the same
 
     def __call__(self, work: NDArray[np.float64]) -> float:
@@ -135,8 +135,17 @@ class _Kind:
     def _predicted(self, work: NDArray[np.float64]) -> float:
         fitted = float(self.coefficients[0] + self.coefficients[1:] @ work)
         distances = ((np.log1p(self.work) - np.log1p(work)) ** 2).sum(1)
-        weights = (distances + NEAR) ** -2
-        return fitted * float(np.exp(weights @ self.errors / weights.sum()))
+        return fitted * nearest(distances, self.errors)
+
+
+def nearest(distances: NDArray[np.float64], values: NDArray[np.float64]) -> float:
+    """Return the mean of `values` (N,), of which those at small squared `distances` (N,) count most.
+
+    The plain mean, not the geometric one: what is added up in the end are times, and blocks of equal work whose times
+    differ would come out too short together.
+    """
+    weights = (distances + NEAR) ** -2
+    return float(weights @ values / weights.sum())
 
 
 class Memory:
