@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgediff import families, model_folder, teacher
+from edgediff import families, model_folder, roles, teacher
 from edgediff.artifacts import read_json
 from edgediff.budgets.choice import choose
 from edgediff.budgets.table import LatencyTable, read_table
+from edgediff.distillation.targets import feature_points, uses_features
 from edgediff.errors import BadInputError
 from edgediff.families import Config, Family, Widths
 from edgediff.metrics.cost import model_cost, parameter_bytes
@@ -54,9 +56,7 @@ def outline(recipe: Recipe, measured: Path | None = None) -> Outline:
     Raises: BadInputError for an unknown teacher, a target that no student of it can meet, or a profile that is missing
     or another teacher's; CorruptArtifactError for damaged weights.
     """
-    class_name, stored = _teacher_config(recipe.teacher)
-    family = families.of(class_name)
-    config = dict(family.build(stored, "meta").config)
+    family, config = _described(recipe.teacher)
     shallow: Config = config
     if recipe.prune.depth is not None:
         if recipe.prune.depth.by == "tinyfusion":
@@ -76,14 +76,42 @@ def outline(recipe: Recipe, measured: Path | None = None) -> Outline:
     return Outline(family, config, family.student_config(shallow, choice.widths), choice.widths, choice.record)
 
 
-def _teacher_config(name: str) -> tuple[str, dict[str, Any]]:
+def outlines(recipe: Recipe, measured: Path | None = None) -> list[Outline]:
+    """Return the outlines of a recipe's teacher assistants, in the order in which they are made, then its student's.
+
+    Args: measured: as of `outline`.
+    Raises: what `outline` raises, and BadInputError for feature losses that cannot compare a model with its teachers.
+    """
+    found = [outline(planned, measured) for planned in (*roles.assistant_recipes(recipe), recipe)]
+    check_taught(recipe, found)
+    return found
+
+
+def check_taught(recipe: Recipe, students: Sequence[Outline]) -> None:
+    """Find out whether the recipe's losses can compare its student, and assistants before it, with their teachers.
+
+    Raises: BadInputError for feature losses that cannot (`feature_points`).
+    """
+    if not uses_features(recipe.distill):
+        return
+    first = [_described(name) for name in recipe.distill.teachers or (recipe.teacher,)]
+    made = [(student.family, student.student_config) for student in students]
+    for place, student in enumerate(made):
+        feature_points(recipe.distill, [student, *roles.taught_by(recipe.distill, first, made[:place])])
+
+
+def _described(name: str) -> tuple[Family, Config]:
+    """Return the family of a teacher, and its config with every default written out."""
     absent = teacher.registered(name)
     if absent is not None:
-        return absent.class_name, absent.config
-    folder = teacher.resolve(name).folder
-    model_folder.check(folder)
-    stored = read_json(model_folder.component(folder) / "config.json")
-    return stored["_class_name"], stored
+        class_name, stored = absent.class_name, absent.config
+    else:
+        folder = teacher.resolve(name).folder
+        model_folder.check(folder)
+        stored = read_json(model_folder.component(folder) / "config.json")
+        class_name = stored["_class_name"]
+    family = families.of(class_name)
+    return family, dict(family.build(stored, "meta").config)
 
 
 def _table(recipe: Recipe, config: Config, measured: Path | None) -> LatencyTable | None:
@@ -104,7 +132,7 @@ def plan(recipe: Recipe, measured: Path | None = None) -> Plan:
 
     One forward of teacher and student is timed here, at a small batch; everything else is counted from it.
     """
-    what = outline(recipe, measured)
+    *_, what = outlines(recipe, measured)
     models = {
         "teacher": what.family.build(what.teacher_config).eval(),
         "student": what.family.build(what.student_config).eval(),
