@@ -151,7 +151,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(edgediff, small_teacher, t
     assert code == 0 and "distill" in out and "MiB at the peak" in out
     plan = json.loads(edgediff(*arguments, "--json")[1])
     assert [stage["stage"] for stage in plan["stages"]] == [
-        *("prune", "distill", "export", "build", "benchmark", "evaluate")
+        *("prune", "distill", "export", "build", "benchmark", "evaluate", "diagnose")
     ]
     assert plan["after"]["params"] < plan["before"]["params"] and plan["memory_mib"] > 0
     assert plan["recipe"]["prune"]["ratio"] == 0.5

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -48,8 +50,15 @@ def lies_in(block: str, removed: str) -> bool:
     return any(f"{block}.".startswith(f"{module}.") for module in removed.split("+"))
 
 
-def work(family: Family, config: Config) -> dict[str, Work]:
+def work(family: Family, config: Config) -> Mapping[str, Work]:
     """Return the work of every block of a model, by name, at the config's own sample size; counted on `meta`."""
+    return _counted(family, json.dumps({key: value for key, value in config.items() if not key.startswith("_")}))
+
+
+@cache  # a plan and the pruning that follows it ask for the same students
+def _counted(family: Family, content: str) -> Mapping[str, Work]:
+    """Return the `work` of a config that is given as JSON."""
+    config: Config = json.loads(content)
     model = family.build(config, "meta").eval()
     kinds: dict[str, str] = {REST: "rest"}
     elements: Counter[str] = Counter()
