@@ -44,6 +44,9 @@ class Family(ABC):
         component: the model's folder in a pipeline.
         fixed_outputs: modules whose output channels belong to the data and are never pruned.
         output_names: names of the exported graph's outputs.
+        block_lists: module lists whose entries are the blocks that devices are timed on, the innermost one counting.
+        optional_parts: of the stock pipeline, what it also draws without, although its class does not say so.
+        autoencoder_keys: what the config of the pipeline's autoencoder must say, as the pipeline cannot draw without.
     """
 
     name: ClassVar[str]
@@ -51,6 +54,9 @@ class Family(ABC):
     component: ClassVar[str] = "unet"
     fixed_outputs: ClassVar[tuple[str, ...]]
     output_names: ClassVar[tuple[str, ...]] = ("out_sample",)
+    block_lists: ClassVar[tuple[str, ...]]
+    optional_parts: ClassVar[tuple[str, ...]] = ()
+    autoencoder_keys: ClassVar[tuple[str, ...]] = ()
 
     @property
     def class_name(self) -> str:
@@ -76,6 +82,10 @@ class Family(ABC):
     @abstractmethod
     def granularity(self, config: Config) -> Widths:
         """Return, per level, the number of channels by which its width can change; it divides the width."""
+
+    def axes(self, config: Config) -> list[list[str]]:
+        """Return the levels by what can change alone: those of one axis have one width in every student."""
+        return [[level] for level in self.levels(config)]
 
     @abstractmethod
     def student_config(self, teacher_config: Config, widths: Widths) -> dict[str, Any]:

@@ -32,6 +32,7 @@ class Transformer(Family):
     """
 
     component: ClassVar[str] = "transformer"
+    block_lists: ClassVar[tuple[str, ...]] = (BLOCKS,)
 
     def levels(self, config: Config) -> Widths:
         """Return `transformer_blocks` → channels of the residual stream, which are those of all heads of a block."""

@@ -26,6 +26,13 @@ class UNet(Family):
     """
 
     fixed_outputs: ClassVar[tuple[str, ...]] = ("conv_out",)
+    block_lists: ClassVar[tuple[str, ...]] = (
+        "resnets",
+        "attentions",
+        "transformer_blocks",
+        "downsamplers",
+        "upsamplers",
+    )
     required: ClassVar[Mapping[str, Any]]
     prunable_blocks: ClassVar[frozenset[str]]
     uniform_layers: ClassVar[bool]
@@ -57,6 +64,12 @@ class UNet(Family):
             for level in run:
                 steps[level] = shared
         return dict(zip(levels, steps, strict=True))
+
+    def axes(self, config: Config) -> list[list[str]]:
+        """Return the levels in runs of neighbours of one width, which a student must keep equal."""
+        levels = self.levels(config)
+        names = list(levels)
+        return [[names[level] for level in run] for run in equal_runs(list(levels.values()))]
 
     def student_config(self, teacher_config: Config, widths: Widths) -> dict[str, Any]:
         """Return the teacher's config with `widths` and the GroupNorm groups and time embedding that fit them.
