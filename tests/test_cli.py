@@ -137,7 +137,7 @@ def test_stages_one_by_one_over_one_folder(edgediff, small_teacher, tmp_path):
     run = Run(tmp_path / "run")
     short = ["distill.training.steps=2", "distill.training.batch_size=2"]
     code, out, _ = edgediff("prune", "--teacher", small_teacher, "--ratio", "0.5", "--out", run.path, "--json", *short)
-    assert code == 0 and json.loads(out)["channels_removed"] == 0.5
+    assert code == 0 and json.loads(out)["channels_removed"] == 0.5 and json.loads(out)["comparison"] is None
     code, out, _ = edgediff("distill", run.path, "--json", "distill.kd=lift")
     assert code == 0 and json.loads(out)["kd"] == "lift"
     assert yaml.safe_load(run.recipe.read_text())["distill"]["kd"] == {"lift": 1.0}
