@@ -281,9 +281,9 @@ def run_cell(bench: Bench, cell: Cell) -> None:
     big, settings = bench.teacher(cell.teacher), recipe.distill.training
     prune(run, recipe, bench.output)
     student = starting_student(model_folder.load(run.pruned), recipe.distill)
-    objective = Distillation(student, big, recipe.distill)
+    objective = Distillation(student, [big], recipe.distill)
     targets = bench.work / "targets" / Path(cell.teacher).name
-    batches = taught_batches([big], bench.train, recipe, targets, bench.output.say)
+    batches = taught_batches(student, [big], bench.train, recipe, targets, bench.output.say)
     state, between = run.checkpoints / checkpoint.FILE_NAME, settings.steps // CURVE_POINTS
 
     def snapshot(record: Any) -> None:

@@ -49,8 +49,8 @@ class Steps:
         self.config = recipe.distill
         student = starting_student(model_folder.Loaded(small, big.scheduler, big.family, ""), self.config)
         images = samples.learned(recipe.data, "train", big, folder / "encoded", Output())
-        self.objective = Distillation(student, big, self.config).train()
-        self.batches = taught_batches([big], images, recipe, folder, print)
+        self.objective = Distillation(student, [big], self.config).train()
+        self.batches = taught_batches(student, [big], images, recipe, folder, print)
         self.optimizer = torch.optim.AdamW(self.objective.parameters(), lr=1e-4, fused=True)
         self.step = 0
 

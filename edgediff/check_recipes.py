@@ -5,7 +5,7 @@ from __future__ import annotations
 from edgediff.errors import EdgeDiffError
 from edgediff.metrics.cost import macs_by_operator, parameter_count
 from edgediff.output import Output
-from edgediff.plan import Outline, outline
+from edgediff.plan import Outline, outlines
 from edgediff.recipe import PublishedConfig, Recipe, check, packaged, read_yaml
 from edgediff.results import PrintedCount, RecipeVerdict
 
@@ -39,7 +39,7 @@ def printed(count: int, like: str) -> str:
 
 
 def _verdict(name: str, recipe: Recipe) -> RecipeVerdict:
-    what = outline(recipe)
+    *_, what = outlines(recipe)
     params = parameter_count(what.family.build(what.student_config, "meta"))
     counts = _compared(what, params, recipe.published) if recipe.published else []
     unequal = any(count.student != count.published for count in counts)

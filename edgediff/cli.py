@@ -122,25 +122,26 @@ def prune(
     latency: Latency = None,
     memory: Memory = None,
     device: Device = None,
-    compare: Annotated[bool, typer.Option("--compare", help="Prune in every way to one size, and rank them.")] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Also prune in every way to one size, and rank the ways.")
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Start a run: cut a teacher to a student of fewer channels. The other stages go on from its folder."""
     with _speaking(json, quiet) as output:
         from edgediff import pipeline
+        from edgediff.compare_prunings import compare_prunings
         from edgediff.prune import prune as verb
+        from edgediff.results import Pruning
         from edgediff.run import Run
 
         targets = _targets(ratio, params, macs, latency, memory, device)
         run, resolved = Run(out), _resolve(recipe, teacher, targets, overrides)
         pipeline.prepare(run, resolved, output)
-        if compare:
-            from edgediff.compare_prunings import compare_prunings
-
-            output.data(compare_prunings(run, resolved, output).model_dump(mode="json"))
-            return
-        output.data(verb(run, resolved, output).model_dump(mode="json"))
+        reached = verb(run, resolved, output)
+        comparison = compare_prunings(run, resolved, output) if compare else None
+        output.data(Pruning(**reached.model_dump(), comparison=comparison).model_dump(mode="json"))
 
 
 @app.command()

@@ -17,6 +17,7 @@ from edgediff.artifacts import atomic_file, atomic_folder, read_json, up_to_date
 from edgediff.backends import best_device
 from edgediff.data.images import Images
 from edgediff.data.order import evenly
+from edgediff.diagnostics import IMAGES, MAP_IMAGES, SHARPNESS_IMAGES, SHOWN_IMAGES, SHOWN_TIMESTEPS, TIMESTEPS
 from edgediff.diagnostics.by_timestep import errors_by_timestep
 from edgediff.diagnostics.error_map import error_map
 from edgediff.diagnostics.held_out import held_out, in_type_of
@@ -30,10 +31,6 @@ from edgediff.reporting import figures
 from edgediff.results import Diagnosis, ErrorPictures, ModelDiagnosis, Reference, Sharpness
 from edgediff.run import ROLES, Run
 
-TIMESTEPS, IMAGES = 20, 256  # at most: never more images than `evaluate` draws
-SHOWN_TIMESTEPS, SHOWN_IMAGES = 8, 4
-MAP_IMAGES = 64
-SHARPNESS_IMAGES = 64  # one batch, each image at another timestep
 ROWS = ["noised", "teacher's x0", "student's x0", "squared error"]
 COMPARED: tuple[Literal["pruned", "student"], ...] = ("pruned", "student")
 

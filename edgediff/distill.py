@@ -13,7 +13,7 @@ from edgediff.artifacts import atomic_folder, content_hash, digest, read_json, u
 from edgediff.diffusion import schedule
 from edgediff.distillation.cache import TargetCache
 from edgediff.distillation.objective import Distillation
-from edgediff.distillation.targets import LiveTeacher, TaughtBatches, uses_features
+from edgediff.distillation.targets import LiveTeacher, TaughtBatches, feature_points
 from edgediff.errors import BadInputError
 from edgediff.model_folder import Loaded
 from edgediff.output import Output, number
@@ -60,9 +60,9 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
     for loaded in (small, *teachers):
         loaded.model.to(processes.device())
     torch.manual_seed(settings.seed)  # of the adapters
-    objective = Distillation(small, big, recipe.distill).to(processes.device())
+    objective = Distillation(small, teachers, recipe.distill).to(processes.device())
     cache_folder = Path(recipe.distill.cache.folder or run.targets)
-    batches = taught_batches(teachers, images, recipe, cache_folder, output.say)
+    batches = taught_batches(small, teachers, images, recipe, cache_folder, output.say)
     done = checkpoint.finished_steps(run.checkpoints) if resume else 0
     with output.progress("distill", settings.steps, done) as progress:
         result = train(
@@ -139,7 +139,12 @@ def check_together(student: Loaded, teachers: Sequence[Loaded]) -> None:
 
 
 def taught_batches(
-    teachers: Sequence[Loaded], images: Samples, recipe: Recipe, cache_folder: Path, tell: Callable[[str], None]
+    student: Loaded,
+    teachers: Sequence[Loaded],
+    images: Samples,
+    recipe: Recipe,
+    cache_folder: Path,
+    tell: Callable[[str], None],
 ) -> TaughtBatches:
     """Return the batches of a distillation, with the teachers behind them live or cached, or without a teacher.
 
@@ -152,7 +157,8 @@ def taught_batches(
     noising = Noising(images, scheduler, recipe.data, seed=seed, device=device)
     if not config.kd:
         return TaughtBatches(noising, None)
-    live = LiveTeacher(teachers, features=uses_features(config))
+    _, *points = feature_points(config, [(of.family, of.model.config) for of in (student, *teachers)])
+    live = LiveTeacher(teachers, points)
     if not cached:
         return TaughtBatches(noising, live)
     identity = {

@@ -15,7 +15,7 @@ from edgediff.errors import BadInputError
 from edgediff.evaluate import evaluate
 from edgediff.export import export
 from edgediff.output import Output
-from edgediff.plan import outline
+from edgediff.plan import outlines
 from edgediff.profile import profile
 from edgediff.prune import prune
 from edgediff.recipe import Recipe, check, differing_keys, dump, read_yaml
@@ -76,8 +76,7 @@ def prepare(run: Run, recipe: Recipe, output: Output) -> None:
     refuse_other_recipe(run, recipe)
     if recipe.prune.needs_profile and recipe.prune.device is None:
         profile(recipe.teacher, run.profile, recipe.benchmark.threads, output)
-    for planned in (recipe, *(of_assistant for _, of_assistant in roles.assistants(run, recipe))):
-        outline(planned, run.profile)
+    outlines(recipe, run.profile)
     claim(run, recipe)
 
 

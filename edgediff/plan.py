@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,15 +12,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgediff import families, model_folder, teacher
+from edgediff import data, diagnostics, families, model_folder, roles, teacher
 from edgediff.artifacts import read_json
 from edgediff.budgets.choice import choose
 from edgediff.budgets.table import LatencyTable, read_table
+from edgediff.data import Source
+from edgediff.data.order import evenly
+from edgediff.data.splits import Split
+from edgediff.distillation.targets import feature_points, uses_features
+from edgediff.encoding import latents
+from edgediff.encoding.work import latent_macs, text_macs
 from edgediff.errors import BadInputError
 from edgediff.families import Config, Family, Widths
 from edgediff.metrics.cost import model_cost, parameter_bytes
+from edgediff.output import QUIET
 from edgediff.pruning import check_learnable, foreseen_cut, forwards, widths_for_ratio, widths_in_order
-from edgediff.recipe import PruneConfig, Recipe, loss_words
+from edgediff.recipe import EvaluateConfig, PruneConfig, Recipe, loss_words
 from edgediff.results import Plan, Search, StagePlan
 
 TRIAL_BATCH = 4
@@ -31,6 +40,9 @@ ENGINE_SECONDS = 10.0
 FEATURE_SECONDS = 0.003
 REFERENCE_IMAGES = 10_000
 PROCESS_SECONDS = 6.0
+HALF_BYTES = 2
+CAPTIONS_READ = 1000
+SPLITS: tuple[Split, ...] = ("train", "test")
 
 
 @dataclass(frozen=True)
@@ -54,9 +66,7 @@ def outline(recipe: Recipe, measured: Path | None = None) -> Outline:
     Raises: BadInputError for an unknown teacher, a target that no student of it can meet, or a profile that is missing
     or another teacher's; CorruptArtifactError for damaged weights.
     """
-    class_name, stored = _teacher_config(recipe.teacher)
-    family = families.of(class_name)
-    config = dict(family.build(stored, "meta").config)
+    family, config = _described(recipe.teacher)
     shallow: Config = config
     if recipe.prune.depth is not None:
         if recipe.prune.depth.by == "tinyfusion":
@@ -76,14 +86,42 @@ def outline(recipe: Recipe, measured: Path | None = None) -> Outline:
     return Outline(family, config, family.student_config(shallow, choice.widths), choice.widths, choice.record)
 
 
-def _teacher_config(name: str) -> tuple[str, dict[str, Any]]:
+def outlines(recipe: Recipe, measured: Path | None = None) -> list[Outline]:
+    """Return the outlines of a recipe's teacher assistants, in the order in which they are made, then its student's.
+
+    Args: measured: as of `outline`.
+    Raises: what `outline` raises, and BadInputError for feature losses that cannot compare a model with its teachers.
+    """
+    found = [outline(planned, measured) for planned in (*roles.assistant_recipes(recipe), recipe)]
+    check_taught(recipe, found)
+    return found
+
+
+def check_taught(recipe: Recipe, students: Sequence[Outline]) -> None:
+    """Find out whether the recipe's losses can compare its student, and assistants before it, with their teachers.
+
+    Raises: BadInputError for feature losses that cannot (`feature_points`).
+    """
+    if not uses_features(recipe.distill):
+        return
+    first = [_described(name) for name in recipe.distill.teachers or (recipe.teacher,)]
+    made = [(student.family, student.student_config) for student in students]
+    for place, student in enumerate(made):
+        feature_points(recipe.distill, [student, *roles.taught_by(recipe.distill, first, made[:place])])
+
+
+def _described(name: str) -> tuple[Family, Config]:
+    """Return the family of a teacher, and its config with every default written out."""
     absent = teacher.registered(name)
     if absent is not None:
-        return absent.class_name, absent.config
-    folder = teacher.resolve(name).folder
-    model_folder.check(folder)
-    stored = read_json(model_folder.component(folder) / "config.json")
-    return stored["_class_name"], stored
+        class_name, stored = absent.class_name, absent.config
+    else:
+        folder = teacher.resolve(name).folder
+        model_folder.check(folder)
+        stored = read_json(model_folder.component(folder) / "config.json")
+        class_name = stored["_class_name"]
+    family = families.of(class_name)
+    return family, dict(family.build(stored, "meta").config)
 
 
 def _table(recipe: Recipe, config: Config, measured: Path | None) -> LatencyTable | None:
@@ -104,25 +142,22 @@ def plan(recipe: Recipe, measured: Path | None = None) -> Plan:
 
     One forward of teacher and student is timed here, at a small batch; everything else is counted from it.
     """
-    what = outline(recipe, measured)
+    *assistants, what = outlines(recipe, measured)
     models = {
         "teacher": what.family.build(what.teacher_config).eval(),
         "student": what.family.build(what.student_config).eval(),
     }
     seconds = {name: _forward_seconds(model, what.family) for name, model in models.items()}
-    train, images = recipe.distill.training, recipe.evaluate
-    of_step = (1 + BACKWARD) * seconds["student"] + (seconds["teacher"] if recipe.distill.kd else 0.0)
+    cost = model_cost(what.family, what.teacher_config)
     modules = sum(1 for module in models["teacher"].modules() if not list(module.children()))
     rounds = recipe.benchmark.iterations + recipe.benchmark.warmup_iterations
     all_roles = seconds["teacher"] + 2 * seconds["student"]
     sizes = recipe.benchmark.batch_sizes
     stages = [
+        *_encode_plans(recipe, what, seconds["teacher"] / cost.macs),
         _prune_plan(recipe.prune, what, seconds["teacher"]),
-        StagePlan(
-            stage="distill",
-            seconds=train.steps * train.batch_size * of_step,
-            what=f"kd {loss_words(recipe.distill.kd)}, {train.steps} steps of {train.batch_size}, {train.precision}",
-        ),
+        *_assistant_plans(recipe, assistants, seconds["teacher"] / cost.macs),
+        _distill_plan("distill", recipe, seconds["student"], seconds["teacher"]),
         StagePlan(
             stage="export", seconds=3 * modules * EXPORT_SECONDS_A_MODULE, what="ONNX of teacher, pruned, student"
         ),
@@ -136,22 +171,113 @@ def plan(recipe: Recipe, measured: Path | None = None) -> Plan:
             seconds=2 * rounds * sum(sizes) * all_roles + 6 * len(sizes) * PROCESS_SECONDS,
             what=f"batch sizes {', '.join(map(str, sizes))}, {recipe.benchmark.iterations} rounds",
         ),
-        StagePlan(
-            stage="evaluate",
-            seconds=images.num_images * images.num_inference_steps * all_roles
-            + (REFERENCE_IMAGES + 4 * images.num_images) * FEATURE_SECONDS,
-            what=f"{images.num_images} images a model, {images.num_inference_steps} steps each",
-        ),
+        _evaluate_plan(recipe.evaluate, what, all_roles),
+        _diagnose_plan(recipe.evaluate, seconds["teacher"], seconds["student"]),
     ]
     return Plan(
         teacher=recipe.teacher,
         widths_before=what.family.levels(what.teacher_config),
         widths_after=what.widths,
-        before=model_cost(what.family, what.teacher_config),
+        before=cost,
         after=model_cost(what.family, what.student_config),
         search=what.search,
         stages=stages,
-        memory_mib=_memory_mib(models, what.family, train.batch_size),
+        memory_mib=_memory_mib(models, what.family, recipe.distill.training.batch_size),
+    )
+
+
+def _encode_plans(recipe: Recipe, what: Outline, seconds_a_mac: float) -> list[StagePlan]:
+    """Return the stage that makes latents of all images and embeddings of all captions, where the model needs either.
+
+    How many captions are different is estimated from some of them.
+    """
+    if teacher.registered(recipe.teacher) is not None:
+        return [StagePlan(stage="encode", seconds=0.0, what="not counted: the teacher is not on this machine")]
+    folder, inputs = teacher.resolve(recipe.teacher).folder, what.family.example_inputs(what.teacher_config)
+    shape = image_shape = what.family.sample_shape(what.teacher_config)
+    macs, size, parts = 0.0, 0.0, []
+    try:
+        if (folder / "vae" / "config.json").is_file():
+            image_shape = latents.image_shape(folder, shape)
+        splits = [data.load(recipe.data, split, shape=image_shape, output=QUIET) for split in SPLITS]
+        if (folder / "vae" / "config.json").is_file():
+            count = sum(map(len, splits))
+            parts.append(f"latents of {count:,} images")
+            macs += count * latent_macs(folder, image_shape)
+            size += count * 2 * math.prod(shape) * HALF_BYTES  # mean and standard deviation
+        if "encoder_hidden_states" in inputs:
+            captions = round(sum(map(_different_captions, splits)))
+            parts.append(f"embeddings of about {captions:,} captions")
+            macs += captions * text_macs(folder, inputs["encoder_hidden_states"].shape[1])
+            size += captions * inputs["encoder_hidden_states"].numel() * HALF_BYTES
+    except BadInputError as error:
+        return [StagePlan(stage="encode", seconds=0.0, what=f"not counted: {error.message}")]
+    if not parts:
+        return []
+    words = f"{' and '.join(parts)}, {size / 2**20:,.0f} MiB on disk"
+    return [StagePlan(stage="encode", seconds=macs * seconds_a_mac, what=words)]
+
+
+def _different_captions(images: Source) -> float:
+    some = images.captions(evenly(len(images), CAPTIONS_READ))
+    return len(images) * len(set(some)) / len(some)
+
+
+def _assistant_plans(recipe: Recipe, assistants: Sequence[Outline], seconds_a_mac: float) -> list[StagePlan]:
+    """Return the distillations of the teacher assistants, whose forward takes as long as its share of the MACs."""
+    found, taught = [], seconds_a_mac * model_cost(*_described(recipe.teacher)).macs
+    for what, of_assistant in zip(assistants, roles.assistant_recipes(recipe), strict=True):
+        forward = seconds_a_mac * model_cost(what.family, what.student_config).macs
+        found.append(_distill_plan("assistant", of_assistant, forward, taught))
+        taught = forward
+    return found
+
+
+def _distill_plan(stage: str, recipe: Recipe, student: float, taught: float) -> StagePlan:
+    """Return a training; `student` and `taught` are forwards of the student and its teacher, in seconds an image."""
+    training = recipe.distill.training
+    of_step = (1 + BACKWARD) * student + (taught if recipe.distill.kd else 0.0)
+    return StagePlan(
+        stage=stage,
+        seconds=training.steps * training.batch_size * training.gradient_accumulation * of_step,
+        what=f"kd {loss_words(recipe.distill.kd)}, {training.steps} steps of {training.batch_size}, "
+        f"{training.precision}",
+    )
+
+
+def _evaluate_plan(settings: EvaluateConfig, what: Outline, all_roles: float) -> StagePlan:
+    """Return the drawing and scoring of every role; `all_roles` is one forward of each, in seconds an image."""
+    guided = bool(what.family.conditioning_names(what.teacher_config))
+    images, words = settings.num_images * _forwards(guided, settings.guidance_scale), ""
+    further = [scale for scale in settings.guidance_scales if scale != settings.guidance_scale]
+    if guided and further:
+        count = min(settings.num_class_images, settings.num_images)
+        images += count * sum(_forwards(guided, scale) for scale in further)
+        words = f"; class accuracy, where classes are known: {count} at guidance {', '.join(f'{s:g}' for s in further)}"
+    return StagePlan(
+        stage="evaluate",
+        seconds=images * settings.num_inference_steps * all_roles
+        + (REFERENCE_IMAGES + 4 * settings.num_images) * FEATURE_SECONDS,
+        what=f"{settings.num_images} images a model, {settings.num_inference_steps} steps each{words}",
+    )
+
+
+def _forwards(guided: bool, scale: float) -> int:
+    """Return the forwards of one step: classifier-free guidance takes two."""
+    return 2 if guided and scale != 1 else 1
+
+
+def _diagnose_plan(settings: EvaluateConfig, of_teacher: float, of_student: float) -> StagePlan:
+    """Return the comparison on held-out images; forwards are in seconds an image."""
+    count = min(diagnostics.IMAGES, settings.num_images)
+    all_roles, pair = of_teacher + 2 * of_student, of_teacher + of_student
+    shown = diagnostics.MAP_IMAGES + diagnostics.SHOWN_IMAGES
+    return StagePlan(
+        stage="diagnose",
+        seconds=diagnostics.TIMESTEPS * count * all_roles
+        + diagnostics.SHOWN_TIMESTEPS * shown * pair
+        + diagnostics.SHARPNESS_IMAGES * (of_teacher + 2 * (2 + BACKWARD) * of_student),
+        what=f"{count} held-out images at {diagnostics.TIMESTEPS} timesteps; sharpness",
     )
 
 
@@ -161,6 +287,7 @@ def _prune_plan(settings: PruneConfig, what: Outline, forward: float) -> StagePl
     if (depth := settings.depth) is not None:
         parts.append(f"depth, by {depth.rule or depth.by}")
         if depth.rule is None and depth.by == "tinyfusion":
+            parts[-1] += f", learned in {depth.tinyfusion.steps} steps of {depth.tinyfusion.batch_size}"
             images += (1 + BACKWARD) * depth.tinyfusion.steps * depth.tinyfusion.batch_size
         elif depth.rule is None:
             images += forwards(depth.by, len(what.family.blocks(what.teacher_config)), depth.num_images)

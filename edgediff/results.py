@@ -419,3 +419,9 @@ class PruningComparison(Result):
     loss_timesteps: int
     rows: list[PruningRow]
     not_run: dict[str, str]  # way → why it is closed to this teacher
+
+
+class Pruning(Reached):
+    """What `edgediff prune` prints."""
+
+    comparison: PruningComparison | None = None  # null: the ways of pruning were not compared

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from edgediff import teacher
 from edgediff.errors import BadInputError
-from edgediff.recipe import WIDTH_TARGETS, Recipe
+from edgediff.recipe import WIDTH_TARGETS, DistillConfig, Recipe
 from edgediff.run import Role, Run
 
+Teacher = TypeVar("Teacher")
 MADE_BY: dict[Role, str] = {"pruned": "prune", "student": "distill"}
 
 
@@ -38,22 +41,33 @@ def teaching(run: Run, recipe: Recipe) -> list[Path]:
     """
     config = recipe.distill
     first = [teacher.resolve(name).folder for name in config.teachers or (recipe.teacher,)]
-    assistants = [run.assistant(place).student for place in range(len(config.assistants))]
-    return [*first, *assistants] if config.guidance == "dense" or not assistants else assistants[-1:]
+    return taught_by(config, first, [run.assistant(place).student for place in range(len(config.assistants))])
+
+
+def taught_by(config: DistillConfig, first: Sequence[Teacher], assistants: Sequence[Teacher]) -> list[Teacher]:
+    """Return, of the first teachers and of the assistants that are trained by now, those that teach the next model."""
+    return [*first, *assistants] if config.guidance == "dense" or not assistants else [assistants[-1]]
 
 
 def assistants(run: Run, recipe: Recipe) -> list[tuple[Run, Recipe]]:
     """Return the run and the recipe of every teacher assistant, in the order in which they are made."""
     found = []
-    for place, assistant in enumerate(recipe.distill.assistants):
+    for place, of_assistant in enumerate(assistant_recipes(recipe)):
         before = recipe.distill.model_copy(update={"assistants": recipe.distill.assistants[:place]})
         teachers = teaching(run, recipe.model_copy(update={"distill": before}))
-        training = recipe.distill.training.model_copy(
-            update={"steps": assistant.steps or recipe.distill.training.steps}
-        )
-        changes = {"teachers": tuple(map(str, teachers)), "assistants": (), "training": training}
+        distill = of_assistant.distill.model_copy(update={"teachers": tuple(map(str, teachers))})
+        found.append((run.assistant(place), of_assistant.model_copy(update={"distill": distill})))
+    return found
+
+
+def assistant_recipes(recipe: Recipe) -> list[Recipe]:
+    """Return how every teacher assistant is pruned and trained; who teaches it is not said, and nothing looked up."""
+    found = []
+    for assistant in recipe.distill.assistants:
+        steps = assistant.steps or recipe.distill.training.steps
+        changes = {"assistants": (), "training": recipe.distill.training.model_copy(update={"steps": steps})}
         no_target = dict.fromkeys((*WIDTH_TARGETS, "device"))
         prune = recipe.prune.model_copy(update={**no_target, "ratio": assistant.ratio})
         distill = recipe.distill.model_copy(update=changes)
-        found.append((run.assistant(place), recipe.model_copy(update={"prune": prune, "distill": distill})))
+        found.append(recipe.model_copy(update={"prune": prune, "distill": distill}))
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,6 @@ from edgediff.encoding import projected
 from edgediff.errors import BadInputError
 from edgediff.recipe import TeacherRecipe
 
-# What Stable Diffusion 3 also draws without, although its class does not say so.
-WITHOUT = ("text_encoder_3", "tokenizer_3")
 LEARNED = {"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"]}
 
 
@@ -30,8 +29,11 @@ def lay_out(folder: Path, recipe: TeacherRecipe, model: Any, scheduler: Any) -> 
     kind = getattr(diffusers, recipe.pipeline, None)
     if kind is None:
         raise BadInputError(f"pipeline: diffusers has no {recipe.pipeline}", "use DDPMPipeline or DiTPipeline")
-    component = families.of(model).component
-    own = {component: ["diffusers", type(model).__name__], "scheduler": ["diffusers", type(scheduler).__name__]}
+    family = families.of(model)
+    own: dict[str, list[str]] = {
+        family.component: ["diffusers", type(model).__name__],
+        "scheduler": ["diffusers", type(scheduler).__name__],
+    }
     own |= LEARNED if recipe.text_encoder is not None else {}
     index: dict[str, Any] = {"_class_name": recipe.pipeline, "_diffusers_version": diffusers.__version__, **own}
     with atomic_folder(folder) as temporary:
@@ -42,7 +44,7 @@ def lay_out(folder: Path, recipe: TeacherRecipe, model: Any, scheduler: Any) -> 
             if source is not None:
                 _copy(source, temporary / part, parameter.annotation)
                 index[part] = _class_of(temporary / part)
-            elif part in kind._optional_components or part in WITHOUT:
+            elif part in kind._optional_components or part in family.optional_parts:
                 index[part] = [None, None]
             elif part == "requires_safety_checker":
                 index[part] = False  # without one, the stock pipeline would complain at every loading
@@ -52,9 +54,8 @@ def lay_out(folder: Path, recipe: TeacherRecipe, model: Any, scheduler: Any) -> 
                     "`edgediff teacher train-autoencoder` makes a `vae`; a teacher with `text_encoder` has a text "
                     "encoder and a tokenizer",
                 )
-        if kind is diffusers.StableDiffusion3Pipeline:
-            _check_shift(temporary / "vae")
-        model.save_config(temporary / component)
+        _check_autoencoder(temporary / "vae", family.autoencoder_keys, recipe.pipeline)
+        model.save_config(temporary / family.component)
         write_json(temporary / model_folder.INDEX, index)
 
 
@@ -73,12 +74,13 @@ def _copy(source: Path, target: Path, wanted: Any) -> None:
         shutil.copytree(source, target)
 
 
-def _check_shift(autoencoder: Path) -> None:
-    if read_object(autoencoder / "config.json").get("shift_factor") is None:
-        raise BadInputError(
-            "parts: the `vae` has no `shift_factor`, without which StableDiffusion3Pipeline cannot draw",
-            "write `shift_factor: 0.0` into the autoencoder's config",
-        )
+def _check_autoencoder(folder: Path, keys: Sequence[str], pipeline: str) -> None:
+    for key in keys:
+        if read_object(folder / "config.json").get(key) is None:
+            raise BadInputError(
+                f"parts: the `vae` has no `{key}`, without which {pipeline} cannot draw",
+                f"write `{key}: 0.0` into the autoencoder's config",
+            )
 
 
 def _class_of(part: Path) -> list[str]:

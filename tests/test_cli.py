@@ -137,7 +137,7 @@ def test_stages_one_by_one_over_one_folder(edgediff, small_teacher, tmp_path):
     run = Run(tmp_path / "run")
     short = ["distill.training.steps=2", "distill.training.batch_size=2"]
     code, out, _ = edgediff("prune", "--teacher", small_teacher, "--ratio", "0.5", "--out", run.path, "--json", *short)
-    assert code == 0 and json.loads(out)["channels_removed"] == 0.5
+    assert code == 0 and json.loads(out)["channels_removed"] == 0.5 and json.loads(out)["comparison"] is None
     code, out, _ = edgediff("distill", run.path, "--json", "distill.kd=lift")
     assert code == 0 and json.loads(out)["kd"] == "lift"
     assert yaml.safe_load(run.recipe.read_text())["distill"]["kd"] == {"lift": 1.0}
@@ -151,7 +151,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(edgediff, small_teacher, t
     assert code == 0 and "distill" in out and "MiB at the peak" in out
     plan = json.loads(edgediff(*arguments, "--json")[1])
     assert [stage["stage"] for stage in plan["stages"]] == [
-        *("prune", "distill", "export", "build", "benchmark", "evaluate")
+        *("prune", "distill", "export", "build", "benchmark", "evaluate", "diagnose")
     ]
     assert plan["after"]["params"] < plan["before"]["params"] and plan["memory_mib"] > 0
     assert plan["recipe"]["prune"]["ratio"] == 0.5

@@ -75,7 +75,7 @@ def test_several_teachers_speak_in_turns(small_teacher, other_teacher):
     sample = torch.randn(count, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     timestep = torch.arange(count) * 15
     batch = NoisedBatch(0, sample, timestep, sample, sample, {})
-    together = LiveTeacher(teachers, features=False)(torch.arange(count), batch).prediction
+    together = LiveTeacher(teachers, [(), ()])(torch.arange(count), batch).prediction
     with torch.no_grad():
         alone = [teacher.model(sample, timestep).sample for teacher in teachers]
     # Other batch sizes add up in another order: float32 rounding.
@@ -84,7 +84,7 @@ def test_several_teachers_speak_in_turns(small_teacher, other_teacher):
     assert 16 < int(by[0].sum()) < 48  # 32 +- 4; 4 sigma
     order = torch.randperm(count, generator=torch.Generator().manual_seed(1))
     shuffled = NoisedBatch(0, sample[order], timestep[order], sample, sample, {})
-    again = LiveTeacher(teachers, features=False)(order, shuffled).prediction
+    again = LiveTeacher(teachers, [(), ()])(order, shuffled).prediction
     torch.testing.assert_close(again, together[order], atol=1e-4, rtol=0)
 
 
@@ -95,7 +95,7 @@ def test_teachers_of_another_prediction_type_are_converted(small_teacher, tmp_pa
     v = model_folder.load(tmp_path / "v")
     sample, timestep = torch.randn(8, 1, 28, 28), torch.full((8,), 500)
     batch = NoisedBatch(0, sample, timestep, sample, sample, {})
-    said = LiveTeacher([loaded, v], features=False)(torch.arange(8), batch).prediction
+    said = LiveTeacher([loaded, v], [(), ()])(torch.arange(8), batch).prediction
     with torch.no_grad():
         raw = loaded.model(sample, timestep).sample
     alpha_bar = loaded.scheduler.alphas_cumprod[500]
@@ -131,12 +131,11 @@ def test_an_assistant_out_of_reach_is_refused_before_any_work(small_recipe, quie
     assert not run.pruned.exists()
 
 
-def test_teachers_of_other_widths_have_no_common_features(small_recipe, quiet, tmp_path):
+def test_teachers_of_other_widths_are_refused_for_features_before_any_work(small_recipe, quiet, tmp_path):
     run = Run(tmp_path / "run")
     recipe = small_recipe(
         distill={"assistants": [{"ratio": 0.25}], "guidance": "dense", "kd": "output,feature", **SHORT}
     )
-    prune(run, recipe, quiet)
     with pytest.raises(BadInputError, match="equal widths") as caught:
-        pipeline.teach(run, recipe, quiet)
-    assert "guidance: last" in caught.value.hint
+        pipeline.compress(run, recipe, quiet)
+    assert "guidance: last" in caught.value.hint and not run.pruned.exists()

@@ -7,7 +7,7 @@ from collections.abc import Collection
 import numpy as np
 from numpy.typing import NDArray
 
-from edgediff.budgets.blocks import REST, Work, lies_in, work
+from edgediff.budgets.blocks import REST, lies_in, work
 from edgediff.budgets.space import Polynomials, Space, Student
 from edgediff.budgets.table import LatencyTable, Memory, Predictor, nearest
 from edgediff.families import Config
@@ -31,7 +31,7 @@ class Works:
         self.kinds = [found[name].kind for name in self.names]
 
         def numbers(config: Config) -> NDArray[np.float64]:
-            measured: dict[str, Work] = work(space.family, config)
+            measured = work(space.family, config)
             rows = [[measured[name].elements, measured[name].macs, measured[name].params] for name in self.names]
             return np.array(rows, dtype=np.float64).flatten()
 

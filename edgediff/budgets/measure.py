@@ -85,7 +85,7 @@ def measure(family: Family, config: Config, teacher: str, threads: int, output: 
         }
         for _ in range(PASSES):
             for student, graph, inputs, taken in zip(students, graphs, feeds, passes, strict=True):
-                runs = {**_cut(graph, inputs, threads), **others}
+                runs = {**_cut(family, graph, inputs, threads), **others}
                 taken.append({key: undisturbed(times) for key, times in side_by_side(runs, threads).items()})
                 progress.advance(note=f"measured {_named(student)}")
         del others, runs
@@ -184,7 +184,7 @@ def _shorter(space: Space, works: Works) -> frozenset[str]:
     return removed
 
 
-def _cut(graph: Path, inputs: Feeds, threads: int) -> Runs:
+def _cut(family: Family, graph: Path, inputs: Feeds, threads: int) -> Runs:
     """Return sessions of a graph's blocks, in the order in which they run, and of the whole.
 
     The exporter notes for every node in which module it was made. Blocks are fed what they are given in the whole.
@@ -192,7 +192,7 @@ def _cut(graph: Path, inputs: Feeds, threads: int) -> Runs:
     model = onnx.load(str(graph))
     nodes: dict[str, list[Any]] = defaultdict(list)
     for node in model.graph.node:
-        nodes[_block_of_node(node)].append(node)
+        nodes[_block_of_node(family, node)].append(node)
     weights = {weight.name: weight for weight in model.graph.initializer}
     readers: dict[str, set[str]] = defaultdict(set)
     for block, own in nodes.items():
@@ -226,10 +226,10 @@ def _cut(graph: Path, inputs: Feeds, threads: int) -> Runs:
     return runs
 
 
-def _block_of_node(node: Any) -> str:
+def _block_of_node(family: Family, node: Any) -> str:
     notes = {note.key: note.value for note in node.metadata_props}
     scopes = literal_eval(notes.get("pkg.torch.onnx.name_scopes", "[]"))
-    return max((block_of(scope.removeprefix("model.")) for scope in scopes), key=len, default=REST)
+    return max((block_of(family, scope.removeprefix("model.")) for scope in scopes), key=len, default=REST)
 
 
 def _values(graph: Path, names: list[str], inputs: Feeds, threads: int) -> dict[str, NDArray[Any]]:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from edgediff.errors import BadInputError
 from edgediff.families import Config, DepthCut, Family, Widths
-from edgediff.families.unets import equal_runs
 from edgediff.output import Output
 from edgediff.pruning.blocks.choice import gone
 
@@ -32,10 +31,10 @@ class Student:
 
 
 class Space:
-    """The students of one teacher. Neighbouring levels that are equal in it share an axis: a student keeps them equal.
+    """The students of one teacher.
 
     Attributes:
-        axes: the levels on every axis.
+        axes: the levels on every axis, which have one width (`Family.axes`).
         choices: the widths on every axis, ascending; not every combination exists.
         blocks: those that can go.
     """
@@ -47,8 +46,7 @@ class Space:
         """
         self.family, self.config = family, config
         levels, steps = family.levels(config), family.granularity(config)
-        names = list(levels)
-        self.axes = [[names[i] for i in run] for run in equal_runs(list(levels.values()))]
+        self.axes = family.axes(config)
         self.choices = [range(steps[axis[0]], levels[axis[0]] + 1, steps[axis[0]]) for axis in self.axes]
         self.blocks = family.blocks(config) if blocks else ()
         self.teacher = Student(tuple(choices[-1] for choices in self.choices))

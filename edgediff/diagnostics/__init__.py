@@ -1,3 +1,7 @@
 """Where, when and why a student differs from its teacher: errors by timestep and by place, sharpness of the loss."""
 
 RESULT = "diagnosis.json"
+TIMESTEPS, IMAGES = 20, 256  # at most: never more images than `evaluate` draws
+SHOWN_TIMESTEPS, SHOWN_IMAGES = 8, 4
+MAP_IMAGES = 64
+SHARPNESS_IMAGES = 64  # one batch, each image at another timestep

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ from edgediff.training.batches import NoisedBatch
 
 FORMAT = 1
 LARGEST_HALF = 65504.0
+NO_FEATURES = "no"
 COST = "teacher_seconds_a_target"  # in the manifest, beside the identity
 
 
@@ -60,22 +61,23 @@ class TargetCache:
         """
         self.live, self.folder, self.seed, self.tell = live, folder, seed, tell
         self.count = targets + targets % 2
-        self.maps = None if live.features else 1  # how many of an entry's maps are read; None: all
+        self.maps = None if any(live.points) else 1  # how many of an entry's maps are read; None: all
         self.hits = self.misses = 0
         self.live_seconds = 0.0
         self.seconds_a_target = 0.0  # of the teacher, as those who filled the cache measured it
         self._shards: dict[int, _GrowingShard] = {}
         self._entries_a_shard: int | None = None  # known from the first shard on
         self._growing = True
-        wanted = {"format": str(FORMAT), "features": "yes" if live.features else "no", **identity}
+        wanted = {"format": str(FORMAT), "features": _worded(live.points), **identity}
         if (folder / "manifest.json").exists():
             found = read_object(folder / "manifest.json")
             self.seconds_a_target = found.pop(COST, 0.0)
-            if found.get("features") == "yes" and not live.features:
-                # It serves predictions too; what it lacks must be computed whole.
-                self.live, wanted["features"] = LiveTeacher(live.teachers, features=True), "yes"
+            if self.maps == 1:  # a cache with features serves predictions too
+                wanted["features"] = found.get("features", NO_FEATURES)
             hint = "give another folder with `distill.cache.folder=`, or delete this one"
             refuse_another("target cache", folder, wanted, found, hint)
+            if wanted["features"] != _worded(live.points):  # what it lacks must be computed whole
+                self.live = LiveTeacher(live.teachers, _points(wanted["features"]))
         else:
             write_json(folder / "manifest.json", wanted)
         self._identity = wanted
@@ -180,6 +182,15 @@ class TargetCache:
         if self._growing:
             self.tell(f"the target cache cannot grow, training goes on without it: {error}")
         self._growing = False
+
+
+def _worded(points: Sequence[Sequence[str]]) -> str:
+    """Return the feature points of all teachers as the manifest has them."""
+    return "; ".join(", ".join(own) for own in points if own) or NO_FEATURES
+
+
+def _points(words: str) -> list[tuple[str, ...]]:
+    return [tuple(own.split(", ")) for own in words.split("; ")]
 
 
 class _GrowingShard(Shard):

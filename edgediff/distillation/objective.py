@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ from edgediff.diffusion.noising import prediction_target
 from edgediff.diffusion.parameterisation import convert
 from edgediff.diffusion.weighting import timestep_weights
 from edgediff.distillation.normalisation import TimestepNormalisation
-from edgediff.distillation.targets import Targets, TaughtBatch, uses_features
+from edgediff.distillation.targets import Targets, TaughtBatch, feature_points
 from edgediff.losses import LOSSES, KDTerms, diffusion
 from edgediff.losses.adapters import Adapters
 from edgediff.losses.fine_weight import LearnableFineWeight, scheduled
@@ -30,20 +31,22 @@ class Distillation(nn.Module):
     not part of the module: what it says comes with the batch.
     """
 
-    def __init__(self, student: Loaded, teacher: Loaded, config: DistillConfig) -> None:
-        """Take both models as loaded: the teacher's for the widths of its features and its prediction type.
+    def __init__(self, student: Loaded, teachers: Sequence[Loaded], config: DistillConfig) -> None:
+        """Take all models as loaded: the teachers for the widths of their features and the first one's prediction type.
 
-        Raises: BadInputError for a feature loss on a family without feature points.
+        Raises: BadInputError for a feature loss that cannot compare them (`targets.feature_points`).
         """
         super().__init__()
         self.student = student.model
         self.family, self.scheduler, self.config = student.family, student.scheduler, config
         self.own = schedule.prediction_type(student.scheduler)
-        self.theirs = schedule.prediction_type(teacher.scheduler)
+        self.theirs = schedule.prediction_type(teachers[0].scheduler)
         self.space = config.kd_space or self.own
-        self.with_features = uses_features(config)
+        configs = [of.model.config for of in (student, *teachers)]
+        points = feature_points(config, [(of.family, of.model.config) for of in (student, *teachers)])
+        self.points = points[0]
         if any(LOSSES[name].adapters for name in config.kd):
-            self.adapters = Adapters(*(of.family.feature_widths(of.model.config) for of in (student, teacher)))
+            self.adapters = Adapters(*map(self.family.feature_widths, configs[:2], points[:2]))
         if config.place.fine_weight == "learnable" and any(name in GROUPED for name in config.kd):
             self.fine_weight = LearnableFineWeight()
         if config.timestep_weighting == "normalised":
@@ -52,12 +55,9 @@ class Distillation(nn.Module):
     def forward(self, batch: TaughtBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the scalar loss and the detached quantities to log: every term, and the fit of LIFT and PLACE."""
         config = self.config
-        features: tuple[Tensor, ...] = ()
-        student, sample, timestep, told = self.student, batch.sample, batch.timestep, batch.conditioning
-        if self.with_features:
-            prediction, features = self.family.prediction_and_features(student, sample, timestep, **told)
-        else:
-            prediction = self.family.prediction(student, sample, timestep, **told)
+        prediction, features = self.family.prediction_and_features(
+            self.student, self.points, batch.sample, batch.timestep, **batch.conditioning
+        )
         target = prediction_target(self.scheduler, batch.x0, batch.noise, batch.timestep)
         terms = {}
         if config.diffusion_weight:

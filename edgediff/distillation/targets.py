@@ -13,6 +13,7 @@ from edgediff.data.order import mixed
 from edgediff.diffusion.parameterisation import convert
 from edgediff.diffusion.schedule import prediction_type
 from edgediff.errors import BadInputError
+from edgediff.families import Config, Family
 from edgediff.losses import LOSSES
 from edgediff.model_folder import Loaded
 from edgediff.recipe import DistillConfig
@@ -53,17 +54,9 @@ class LiveTeacher:
     for it once: the expected loss is the mean over all, at the cost of one.
     """
 
-    def __init__(self, teachers: Sequence[Loaded], *, features: bool) -> None:
-        """Take at least one teacher.
-
-        Raises: BadInputError with features, for teachers whose feature maps differ in width.
-        """
-        self.teachers, self.features = teachers, features
-        if features and len({of.family.feature_widths(of.model.config) for of in teachers}) > 1:
-            raise BadInputError(
-                "feature losses need teachers of equal widths, and these differ",
-                "choose losses that look at predictions only, or `guidance: last`",
-            )
+    def __init__(self, teachers: Sequence[Loaded], points: Sequence[Sequence[str]]) -> None:
+        """Take at least one teacher, and of every teacher the feature points whose maps are asked for, if any."""
+        self.teachers, self.points = teachers, points
 
     def entries(self, positions: Tensor) -> Tensor:
         """Return the positions themselves: no noise is ever seen twice."""
@@ -73,14 +66,14 @@ class LiveTeacher:
     def __call__(self, entries: Tensor, batch: NoisedBatch) -> Targets:
         """Return what the teachers say now, in float32 and in the prediction type of the first one."""
         if len(self.teachers) == 1:
-            return self._of(self.teachers[0], batch.sample, batch.timestep, batch.conditioning)
+            return self._of(0, batch.sample, batch.timestep, batch.conditioning)
         drawn = torch.tensor([mixed(TEACHER_STREAM, entry) % len(self.teachers) for entry in entries.tolist()])
         maps: list[Tensor] = []
-        for index, teacher in enumerate(self.teachers):
+        for index in range(len(self.teachers)):
             rows = (drawn == index).to(batch.sample.device)
             if rows.any():
                 conditioning = {name: values[rows] for name, values in batch.conditioning.items()}
-                said = self._of(teacher, batch.sample[rows], batch.timestep[rows], conditioning)
+                said = self._of(index, batch.sample[rows], batch.timestep[rows], conditioning)
                 maps = maps or [
                     part.new_empty(len(rows), *part.shape[1:]) for part in (said.prediction, *said.features)
                 ]
@@ -88,14 +81,12 @@ class LiveTeacher:
                     whole[rows] = part
         return Targets(maps[0], tuple(maps[1:]))
 
-    def _of(self, teacher: Loaded, sample: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor]) -> Targets:
+    def _of(self, index: int, sample: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor]) -> Targets:
         """Return what one teacher says of samples (B, C, H, W)."""
-        family = teacher.family
-        features: tuple[Tensor, ...] = ()
-        if self.features:
-            prediction, features = family.prediction_and_features(teacher.model, sample, timestep, **conditioning)
-        else:
-            prediction = family.prediction(teacher.model, sample, timestep, **conditioning)
+        teacher = self.teachers[index]
+        prediction, features = teacher.family.prediction_and_features(
+            teacher.model, self.points[index], sample, timestep, **conditioning
+        )
         first, own = (prediction_type(of.scheduler) for of in (self.teachers[0], teacher))
         prediction = convert(prediction.float(), sample, timestep, teacher.scheduler, own, first)
         return Targets(prediction, tuple(map_.float() for map_ in features))
@@ -119,3 +110,29 @@ class TaughtBatches:
 def uses_features(config: DistillConfig) -> bool:
     """Tell whether a loss of this config looks at feature maps."""
     return any(LOSSES[name].kind == "feature" for name in config.kd)
+
+
+def feature_points(config: DistillConfig, models: Sequence[tuple[Family, Config]]) -> list[tuple[str, ...]]:
+    """Return the feature points of every model, equally many; none where no loss of this config looks at feature maps.
+
+    Args: models: the student, then its teachers; each its family and its config.
+    Raises: BadInputError for teachers of another family than the student's, a family without feature points, and
+    teachers whose feature maps differ in width.
+    """
+    if not uses_features(config):
+        return [() for _ in models]
+    (family, _), *teachers = models
+    for other, _ in teachers:
+        if other.name != family.name:
+            raise BadInputError(
+                f"feature losses need teachers of the student's family: {family.name}, teacher: {other.name}",
+                "choose losses that look at predictions only, such as place or output",
+            )
+    configs = [own for _, own in models]
+    points = [family.feature_points(own, configs) for own in configs]
+    if len(teachers) > 1 and len(set(map(family.feature_widths, configs[1:], points[1:]))) > 1:
+        raise BadInputError(
+            "feature losses need teachers of equal widths, and these differ",
+            "choose losses that look at predictions only, or `guidance: last`",
+        )
+    return points

@@ -137,6 +137,14 @@ class TextEncoders:
         return dict(zip(self.use.arguments, said, strict=True))
 
 
+def text_encoders(teacher: Path) -> list[tuple[Path, str]]:
+    """Return the folder and the class of every text encoder of a pipeline; loads no weights.
+
+    Raises: BadInputError for one that is missing, and for a pipeline without any.
+    """
+    return [part for name, part in _text_parts(teacher).items() if name.startswith("text_encoder")]
+
+
 def _index(teacher: Path) -> dict[str, Any]:
     return read_object(teacher / "model_index.json")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -44,6 +44,9 @@ class Family(ABC):
         component: the model's folder in a pipeline.
         fixed_outputs: modules whose output channels belong to the data and are never pruned.
         output_names: names of the exported graph's outputs.
+        block_lists: module lists whose entries are the blocks that devices are timed on, the innermost one counting.
+        optional_parts: of the stock pipeline, what it also draws without, although its class does not say so.
+        autoencoder_keys: what the config of the pipeline's autoencoder must say, as the pipeline cannot draw without.
     """
 
     name: ClassVar[str]
@@ -51,6 +54,9 @@ class Family(ABC):
     component: ClassVar[str] = "unet"
     fixed_outputs: ClassVar[tuple[str, ...]]
     output_names: ClassVar[tuple[str, ...]] = ("out_sample",)
+    block_lists: ClassVar[tuple[str, ...]]
+    optional_parts: ClassVar[tuple[str, ...]] = ()
+    autoencoder_keys: ClassVar[tuple[str, ...]] = ()
 
     @property
     def class_name(self) -> str:
@@ -76,6 +82,10 @@ class Family(ABC):
     @abstractmethod
     def granularity(self, config: Config) -> Widths:
         """Return, per level, the number of channels by which its width can change; it divides the width."""
+
+    def axes(self, config: Config) -> list[list[str]]:
+        """Return the levels by what can change alone: those of one axis have one width in every student."""
+        return [[level] for level in self.levels(config)]
 
     @abstractmethod
     def student_config(self, teacher_config: Config, widths: Widths) -> dict[str, Any]:
@@ -146,9 +156,12 @@ class Family(ABC):
     def prediction(self, model: torch.nn.Module, sample: Tensor, timestep: Tensor, **conditioning: Tensor) -> Tensor:
         """Return the model's prediction (B, C, H, W) at sample (B, C, H, W) and timestep (B,)."""
 
-    def feature_points(self, model: torch.nn.Module) -> tuple[torch.nn.Module, ...]:
-        """Return the modules whose outputs feature distillation compares, in the order in which they run.
+    def feature_points(self, config: Config, compared: Sequence[Config]) -> tuple[str, ...]:
+        """Return the modules whose outputs feature distillation compares, by name, in the order in which they run.
 
+        Args: config: of the model whose modules they are.
+              compared: of all models that are compared, this one among them. Points are where all of these have one, so
+                  each model has as many, at the same places of the network and of the same resolutions.
         Raises: BadInputError when the family gives none.
         """
         raise BadInputError(
@@ -160,21 +173,18 @@ class Family(ABC):
         """Return the map (B, C_i, H_i, W_i) in what a feature point put out for the model's sample (B, C, H, W)."""
         return output[0] if isinstance(output, tuple) else output  # blocks return skips too
 
-    def feature_widths(self, config: Config) -> tuple[int, ...]:
-        """Return the channels of the maps at the feature points, found on the meta device.
-
-        Raises: what `feature_points` raises.
-        """
+    def feature_widths(self, config: Config, points: Sequence[str]) -> tuple[int, ...]:
+        """Return the channels of the maps at these feature points, found on the meta device."""
         with torch.no_grad():
             _, features = self.prediction_and_features(
-                self.build(config, "meta").eval(), **self.example_inputs(config, device="meta")
+                self.build(config, "meta").eval(), points, **self.example_inputs(config, device="meta")
             )
         return tuple(map_.shape[1] for map_ in features)
 
     def prediction_and_features(
-        self, model: torch.nn.Module, sample: Tensor, timestep: Tensor, **conditioning: Tensor
+        self, model: torch.nn.Module, points: Sequence[str], sample: Tensor, timestep: Tensor, **conditioning: Tensor
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return the prediction and the outputs of the feature points, each (B, C_i, H_i, W_i), in order.
+        """Return the prediction and the maps at these feature points, each (B, C_i, H_i, W_i), in their order.
 
         The hooks stand on the modules themselves and only during the call, so that wrappers that rename modules
         (DistributedDataParallel, torch.compile) change nothing.
@@ -184,7 +194,7 @@ class Family(ABC):
         def record(module: torch.nn.Module, inputs: Any, output: Any) -> None:
             features.append(self.feature_map(output, sample))
 
-        handles = [point.register_forward_hook(record) for point in self.feature_points(model)]
+        handles = [model.get_submodule(point).register_forward_hook(record) for point in points]
         try:
             prediction = self.prediction(model, sample, timestep, **conditioning)
         finally:

@@ -41,6 +41,8 @@ class MMDiT(Transformer):
     name: ClassVar[str] = "mmdit"
     model_class: ClassVar[Any] = SD3Transformer2DModel
     fixed_outputs: ClassVar[tuple[str, ...]] = ("proj_out",)
+    optional_parts: ClassVar[tuple[str, ...]] = ("text_encoder_3", "tokenizer_3")  # T5
+    autoencoder_keys: ClassVar[tuple[str, ...]] = ("shift_factor",)
 
     def levels(self, config: Config) -> Widths:
         """Return `transformer_blocks` → channels of either stream, which are those of all heads of a block.

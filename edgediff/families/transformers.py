@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -32,6 +32,7 @@ class Transformer(Family):
     """
 
     component: ClassVar[str] = "transformer"
+    block_lists: ClassVar[tuple[str, ...]] = (BLOCKS,)
 
     def levels(self, config: Config) -> Widths:
         """Return `transformer_blocks` → channels of the residual stream, which are those of all heads of a block."""
@@ -86,14 +87,14 @@ class Transformer(Family):
         sources = {f"{BLOCKS}.{new}": f"{BLOCKS}.{old}" for new, old in enumerate(kept) if new != old}
         return DepthCut({**_public(config), "num_layers": len(kept)}, sources)
 
-    def feature_points(self, model: torch.nn.Module) -> tuple[torch.nn.Module, ...]:
+    def feature_points(self, config: Config, compared: Sequence[Config]) -> tuple[str, ...]:
         """Return the blocks at the end of each quarter of the depth.
 
         Four whatever the depth, so that students of fewer blocks match their teacher; in models of fewer than four
         blocks a block ends several quarters.
         """
-        blocks: Any = model.get_submodule(BLOCKS)
-        return tuple(blocks[math.ceil(len(blocks) * i / FEATURE_POINTS) - 1] for i in range(1, FEATURE_POINTS + 1))
+        layers = config["num_layers"]
+        return tuple(f"{BLOCKS}.{math.ceil(layers * i / FEATURE_POINTS) - 1}" for i in range(1, FEATURE_POINTS + 1))
 
     def feature_map(self, output: Any, sample: Tensor) -> Tensor:
         """Return a block's tokens of the sample, (B, h·w, D), as a map (B, D, h, w), one position a patch."""

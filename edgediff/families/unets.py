@@ -26,6 +26,13 @@ class UNet(Family):
     """
 
     fixed_outputs: ClassVar[tuple[str, ...]] = ("conv_out",)
+    block_lists: ClassVar[tuple[str, ...]] = (
+        "resnets",
+        "attentions",
+        "transformer_blocks",
+        "downsamplers",
+        "upsamplers",
+    )
     required: ClassVar[Mapping[str, Any]]
     prunable_blocks: ClassVar[frozenset[str]]
     uniform_layers: ClassVar[bool]
@@ -57,6 +64,12 @@ class UNet(Family):
             for level in run:
                 steps[level] = shared
         return dict(zip(levels, steps, strict=True))
+
+    def axes(self, config: Config) -> list[list[str]]:
+        """Return the levels in runs of neighbours of one width, which a student must keep equal."""
+        levels = self.levels(config)
+        names = list(levels)
+        return [[names[level] for level in run] for run in equal_runs(list(levels.values()))]
 
     def student_config(self, teacher_config: Config, widths: Widths) -> dict[str, Any]:
         """Return the teacher's config with `widths` and the GroupNorm groups and time embedding that fit them.
@@ -114,14 +127,20 @@ class UNet(Family):
         )
         return {"sample": noise, "timestep": torch.linspace(0, 999, batch_size + 2)[1:-1].long()}
 
-    def feature_points(self, model: torch.nn.Module) -> tuple[torch.nn.Module, ...]:
-        """Return all blocks: down, middle, up; models of as many levels have as many, of equal resolutions.
+    def feature_points(self, config: Config, compared: Sequence[Config]) -> tuple[str, ...]:
+        """Return the blocks of every level that all have: down, middle, up.
 
-        What goes up without a middle block is the output of the last down block, which then stands for both.
+        What goes up without a middle block is the output of the last down block, which then stands for both. Where only
+        some of the models go further down, these halve the resolution behind the last level that all have; its last
+        layer then stands for its down block (as in BK-SDM-Tiny, Kim et al. 2023), and what is below has no point.
         """
-        unet: Any = model
-        middle = unet.down_blocks[-1] if unet.mid_block is None else unet.mid_block
-        return (*unet.down_blocks, middle, *unet.up_blocks)
+        levels = [len(of["down_block_types"]) for of in compared]
+        depth = unet_depth.whole(config)
+        down, up = depth.side("down_blocks")[: min(levels)], depth.side("up_blocks")[-min(levels) :]
+        if min(levels) == max(levels):
+            return (*down, down[-1] if depth.middle is None else unet_depth.MIDDLE, *up)
+        last = depth.blocks[down[-1]][-1]
+        return (*down[:-1], f"{down[-1]}.{last.parts[-1]}.{last.index}", *up)
 
     def _check_blocks(self, config: Config) -> None:
         for block in (*config["down_block_types"], config["mid_block_type"], *config["up_block_types"]):

@@ -31,8 +31,8 @@ def usage(folder: Path) -> Usage:
     config = read_object(model_folder.component(folder) / "config.json")
     family = families.of(config["_class_name"])
     told = family.conditioning_names(family.build(config, "meta").config)  # with what a config.json may leave out
-    # A stock SD 3 that was saved without T5 must be told so again.
-    left_out = [name for name in ("text_encoder_3", "tokenizer_3") if index.get(name) == [None, None]]
+    # A stock pipeline that was saved without a part must be told so again, where its class does not say that it may be.
+    left_out = [name for name in family.optional_parts if index.get(name) == [None, None]]
     loading = "".join(f", {name}=None" for name in left_out)
     drawing, task = "batch_size=4", "unconditional-image-generation"
     if "class_labels" in told:

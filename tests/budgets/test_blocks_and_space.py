@@ -10,7 +10,7 @@ from edgediff.budgets.blocks import REST, block_of, lies_in, work
 from edgediff.budgets.costs import PADDED, CostModel, Works
 from edgediff.budgets.kept import Kept
 from edgediff.budgets.space import Space, Student
-from edgediff.families import FAMILIES
+from edgediff.families import FAMILIES, Family
 from edgediff.metrics.cost import model_cost
 from edgediff.pruning import importance_scores
 from edgediff.pruning.width import plan_width
@@ -36,13 +36,16 @@ def space(request):
     return Space(family, dict(family.build(config, "meta").config), blocks=True)
 
 
+TEXT = FAMILIES["UNet2DConditionModel"]
+
+
 def test_a_module_belongs_to_its_innermost_block():
-    assert block_of("down_blocks.0.resnets.1.conv1") == "down_blocks.0.resnets.1"
-    assert block_of("mid_block.attentions.0.transformer_blocks.3.ff.net.0") == (
+    assert block_of(TEXT, "down_blocks.0.resnets.1.conv1") == "down_blocks.0.resnets.1"
+    assert block_of(TEXT, "mid_block.attentions.0.transformer_blocks.3.ff.net.0") == (
         "mid_block.attentions.0.transformer_blocks.3"
     )
-    assert block_of("mid_block.attentions.0.proj_in") == "mid_block.attentions.0"
-    assert block_of("conv_in") == block_of("down_blocks.0") == REST
+    assert block_of(TEXT, "mid_block.attentions.0.proj_in") == "mid_block.attentions.0"
+    assert block_of(TEXT, "conv_in") == block_of(TEXT, "down_blocks.0") == REST
 
 
 def test_a_removed_block_takes_along_what_is_in_it():
@@ -97,6 +100,14 @@ def test_levels_that_the_teacher_keeps_equal_share_an_axis():
         **{"down_blocks.0": 4, "down_blocks.1": 8, "down_blocks.2": 8, "down_blocks.3": 12}
     }
     assert not space.exists(Student((8, 8, 16)))
+
+
+def test_only_a_family_says_which_levels_are_kept_equal():
+    class Free(type(FAMILIES["UNet2DModel"])):
+        axes = Family.axes
+
+    space = Space(Free(), small_config((8, 16, 16, 32)), blocks=False)
+    assert space.axes == [[f"down_blocks.{level}"] for level in range(4)]
 
 
 def test_importance_kept_is_the_share_of_the_channels_that_pruning_keeps(space):

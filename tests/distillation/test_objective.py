@@ -7,17 +7,17 @@ import torch
 from diffusers import DDPMScheduler
 from torch.nn.functional import mse_loss
 
-from edgediff import data, model_folder
+from edgediff import data, families, model_folder
 from edgediff.diffusion.weighting import timestep_weights
 from edgediff.distillation.normalisation import TimestepNormalisation
 from edgediff.distillation.objective import Distillation
-from edgediff.distillation.targets import LiveTeacher, TaughtBatches, uses_features
+from edgediff.distillation.targets import LiveTeacher, TaughtBatch, TaughtBatches, feature_points
 from edgediff.errors import BadInputError
 from edgediff.families import Family
 from edgediff.families.unet2d import UNet2D
-from edgediff.pruning import widths_for_ratio
+from edgediff.pruning import prune_depth, published_cut, widths_for_ratio
 from edgediff.recipe import KD_LOSSES, DataConfig, DistillConfig
-from edgediff.training.batches import Noising
+from edgediff.training.batches import NoisedBatch, Noising
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,8 @@ def batch_of(teacher):
 
     def make(config, step=0):
         noising = Noising(images, teacher.scheduler, DataConfig(), seed=0, device=torch.device("cpu"))
-        live = LiveTeacher([teacher], features=uses_features(config)) if config.kd else None
+        points = feature_points(config, [(teacher.family, teacher.model.config)])
+        live = LiveTeacher([teacher], points) if config.kd else None
         return TaughtBatches(noising, live)(step, torch.arange(6))
 
     return make
@@ -57,7 +58,7 @@ def batch_of(teacher):
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 def test_every_loss_trains_every_kind_of_student(name, prediction_type, teacher, student_of, batch_of):
     config = DistillConfig(kd=name, diffusion_weight=0)
-    objective = Distillation(student_of(prediction_type), teacher, config)
+    objective = Distillation(student_of(prediction_type), [teacher], config)
     loss, quantities = objective(batch_of(config))
     loss.backward()
     assert loss.item() == pytest.approx(quantities[name].item(), rel=1e-5) and loss.item() > 0
@@ -69,7 +70,7 @@ def test_every_loss_trains_every_kind_of_student(name, prediction_type, teacher,
 def test_terms_add_up_with_their_weights(teacher, student_of, batch_of):
     config = DistillConfig(kd="output=0.5,feature=2,place", diffusion_weight=3)
     student = student_of()
-    loss, values = Distillation(student, teacher, config)(batch_of(config))
+    loss, values = Distillation(student, [teacher], config)(batch_of(config))
     assert loss.item() == pytest.approx(
         sum(values[name].item() for name in ("diffusion", "output", "feature", "place"))
     )
@@ -85,7 +86,7 @@ def test_terms_add_up_with_their_weights(teacher, student_of, batch_of):
 def test_the_teacher_itself_is_a_perfect_student(teacher, batch_of):
     """The same weights: no distillation error, slope 1, intercept 0, full fine weight."""
     config = DistillConfig(kd="place")
-    _, values = Distillation(teacher, teacher, config)(batch_of(config))
+    _, values = Distillation(teacher, [teacher], config)(batch_of(config))
     assert values["place"] == pytest.approx(0, abs=1e-3)
     assert values["slope"] == pytest.approx(1, abs=1e-3)
     assert values["intercept"] == pytest.approx(0, abs=1e-3)
@@ -103,10 +104,10 @@ def test_predictions_are_compared_in_the_asked_space(own, space, teacher, studen
     batch = batch_of(plain)
     of_own, of_space = (timestep_weights("min_snr", teacher.scheduler, batch.timestep, kind) for kind in (own, space))
     factor = of_space / of_own  # a weight is the inverse of its space's scale
-    one = Distillation(student, teacher, plain)
+    one = Distillation(student, [teacher], plain)
     losses = {}
     for config in (plain, moved):
-        objective = Distillation(student, teacher, config)
+        objective = Distillation(student, [teacher], config)
         rows = []
         for row in range(6):
             fields = {k: v[row : row + 1] if isinstance(v, torch.Tensor) else v for k, v in vars(batch).items()}
@@ -125,7 +126,7 @@ def test_predictions_are_compared_in_the_asked_space(own, space, teacher, studen
 def test_the_fine_weight_follows_its_rule(kd, fine_weight, expected, teacher, student_of, batch_of):
     """A quarter of the way: (1 - cos(pi / 4)) / 2 = 0.1464; a learnable one starts at 1 and has a gradient."""
     config = DistillConfig(kd=kd, diffusion_weight=0, place={"fine_weight": fine_weight}, training={"steps": 100})
-    objective = Distillation(student_of(), teacher, config)
+    objective = Distillation(student_of(), [teacher], config)
     loss, values = objective(batch_of(config, step=25))
     if expected is None:
         assert 0 <= values["fine_weight"] <= 1
@@ -141,7 +142,7 @@ def test_min_snr_weighs_every_sample(teacher, student_of, batch_of):
     config = DistillConfig(kd="none", timestep_weighting="min_snr")
     student = student_of()
     batch = batch_of(config)
-    loss, _ = Distillation(student, teacher, config)(batch)
+    loss, _ = Distillation(student, [teacher], config)(batch)
     with torch.no_grad():
         error = (student.model(batch.sample, batch.timestep).sample - batch.noise).square().flatten(1).mean(1)
     weights = timestep_weights("min_snr", student.scheduler, batch.timestep, "epsilon")
@@ -165,11 +166,11 @@ def test_normalised_losses_have_mean_one():
 
 def test_gradient_norms_are_those_of_each_term(teacher, student_of, batch_of):
     config = DistillConfig(kd="output", gradient_norms_every=2)
-    objective = Distillation(student_of(), teacher, config).train()
+    objective = Distillation(student_of(), [teacher], config).train()
     _, values = objective(batch_of(config, step=2))
     assert "grad_norm.diffusion" not in objective(batch_of(config, step=1))[1]
     for name, only in (("diffusion", {"kd": "none"}), ("output", {"diffusion_weight": 0})):
-        alone = Distillation(student_of(), teacher, DistillConfig(**{"kd": "output", **only}))
+        alone = Distillation(student_of(), [teacher], DistillConfig(**{"kd": "output", **only}))
         loss, _ = alone(batch_of(config, step=2))
         loss.backward()
         norm = torch.nn.utils.get_total_norm([p.grad for p in alone.student.parameters() if p.grad is not None])
@@ -180,21 +181,56 @@ def test_a_family_without_feature_points_refuses_feature_losses(teacher, student
     class Plain(UNet2D):
         name = "plain"
 
-        def feature_points(self, model):
-            return Family.feature_points(self, model)
+        def feature_points(self, config, compared):
+            return Family.feature_points(self, config, compared)
 
     pointless = replace(student_of(), family=Plain())
     with pytest.raises(BadInputError, match="plain gives no feature points"):
-        Distillation(pointless, replace(teacher, family=Plain()), DistillConfig(kd="feature"))
+        Distillation(pointless, [replace(teacher, family=Plain())], DistillConfig(kd="feature"))
+
+
+def test_a_student_of_fewer_levels_learns_the_features_that_it_has():
+    """BK-SDM-Tiny's objective (task, output and features) on its cut of a small U-Net of Stable Diffusion's depth."""
+    family = families.FAMILIES["UNet2DConditionModel"]
+    torch.manual_seed(0)
+    model = family.build(
+        {
+            **{"sample_size": 8, "in_channels": 1, "out_channels": 1, "norm_num_groups": 2, "attention_head_dim": 2},
+            **{"block_out_channels": (4, 4, 8, 8), "cross_attention_dim": 6, "layers_per_block": 2},
+            "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+            "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        }
+    )
+    big = model_folder.Loaded(model.eval(), DDPMScheduler(), family, "")
+    tiny, _ = prune_depth(model, family, published_cut(family, model.config, "bk_tiny"))
+    config = DistillConfig(kd="bk_sdm", reduction="mean")
+    objective = Distillation(replace(big, model=tiny.train()), [big], config)
+    ours, theirs = feature_points(config, [(family, tiny.config), (family, model.config)])
+    assert len(ours) == len(theirs) == len(objective.adapters.points) == 6
+    told = family.example_inputs(model.config, 3)
+    sample, timestep = told.pop("sample"), told.pop("timestep")
+    batch = NoisedBatch(0, sample, timestep, torch.zeros_like(sample), sample, told)
+    targets = LiveTeacher([big], [theirs])(torch.arange(3), batch)
+    loss, values = objective(TaughtBatch(**vars(batch), targets=targets))
+    loss.backward()
+    assert set(values) >= {"diffusion", "output", "feature"} and values["feature"].item() > 0
+    assert all(parameter.grad.isfinite().all() for parameter in tiny.parameters())
+
+
+def test_teachers_of_another_family_have_no_common_features(teacher):
+    other = (families.FAMILIES["DiTTransformer2DModel"], {})
+    with pytest.raises(BadInputError, match="teachers of the student's family: unet2d, teacher: dit"):
+        feature_points(DistillConfig(kd="feature"), [(teacher.family, teacher.model.config), other])
 
 
 def test_pruned_and_teacher_features_have_the_same_sizes(teacher, student_of):
     sizes = []
     for loaded in (teacher, student_of()):
-        inputs = loaded.family.example_inputs(loaded.model.config)
+        config = loaded.model.config
+        points, inputs = loaded.family.feature_points(config, [config]), loaded.family.example_inputs(config)
         with torch.no_grad():
-            prediction, maps = loaded.family.prediction_and_features(loaded.model, **inputs)
+            prediction, maps = loaded.family.prediction_and_features(loaded.model, points, **inputs)
         assert torch.equal(prediction, loaded.model(**inputs).sample)
-        assert tuple(map_.shape[1] for map_ in maps) == loaded.family.feature_widths(loaded.model.config)
+        assert tuple(map_.shape[1] for map_ in maps) == loaded.family.feature_widths(config, points)
         sizes.append([tuple(map_.shape[2:]) for map_ in maps])
     assert sizes[0] == sizes[1] and len(sizes[0]) == 5

@@ -16,6 +16,7 @@ from edgediff.recipe import DataConfig
 from edgediff.training.batches import Noising
 
 COUNT, BATCH = 24, 8
+POINTS = ("down_blocks.0", "mid_block", "up_blocks.1")
 IDENTITY = {"teacher": "t", "scheduler": "s"}
 
 
@@ -44,7 +45,7 @@ def opened(loaded, images, tmp_path):
     """A function → (batches over a cache in `folder`, the teacher behind it)."""
 
     def open_cache(folder=tmp_path / "targets", features=False, said=None, **changes):
-        live = CountingTeacher([loaded], features=features)
+        live = CountingTeacher([loaded], [POINTS if features else ()])
         tell = (lambda text: None) if said is None else said.append
         settings = {"targets": COUNT, "seed": 3, "identity": IDENTITY, "tell": tell, **changes}
         cache = TargetCache(live, folder, **settings)
@@ -105,7 +106,7 @@ def test_features_are_kept_too(opened, loaded):
     steps(batches, 3)
     batch = batches(0, torch.arange(BATCH))
     with torch.no_grad():
-        _, expected = loaded.family.prediction_and_features(loaded.model, batch.sample, batch.timestep)
+        _, expected = loaded.family.prediction_and_features(loaded.model, POINTS, batch.sample, batch.timestep)
     assert [tuple(map_.shape) for map_ in batch.targets.features] == [tuple(map_.shape) for map_ in expected]
     for found, wanted in zip(batch.targets.features, expected, strict=True):
         torch.testing.assert_close(found, wanted, atol=1e-2, rtol=1e-3)

@@ -183,22 +183,22 @@ def test_gradients_reach_every_parameter_of_a_student(teacher):
 
 def test_features_are_maps_of_the_blocks_tokens(teacher):
     inputs = inputs_of(teacher)
-    blocks = []
+    points, blocks = DIT.feature_points(teacher.config, [teacher.config]), []
     handle = teacher.transformer_blocks[-1].register_forward_hook(lambda module, given, output: blocks.append(output))
     with torch.no_grad():
-        prediction, features = DIT.prediction_and_features(teacher, **inputs)
+        prediction, features = DIT.prediction_and_features(teacher, points, **inputs)
     handle.remove()
     assert torch.equal(prediction, predicted(teacher, inputs))
     assert [tuple(map_.shape) for map_ in features] == [(2, 32, 4, 4)] * 4
     assert torch.equal(features[-1][:, :, 1, 2], blocks[0][:, 1 * 4 + 2])
-    assert DIT.feature_widths(teacher.config) == (32, 32, 32, 32)
+    assert DIT.feature_widths(teacher.config, points) == (32, 32, 32, 32)
 
 
 def test_feature_points_end_the_quarters_of_any_depth():
     for layers, expected in ((28, [6, 13, 20, 27]), (7, [1, 3, 5, 6]), (2, [0, 0, 1, 1]), (1, [0, 0, 0, 0])):
-        model = DIT.build({**SMALL_DIT, "num_layers": layers}, "meta")
-        blocks = list(model.transformer_blocks)
-        assert [blocks.index(point) for point in DIT.feature_points(model)] == expected
+        config = {**SMALL_DIT, "num_layers": layers}
+        points = DIT.feature_points(config, [config, SMALL_DIT])
+        assert points == tuple(f"transformer_blocks.{block}" for block in expected)
 
 
 def test_a_depth_cut_of_nothing_is_the_teacher(teacher):

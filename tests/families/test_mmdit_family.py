@@ -176,15 +176,15 @@ def test_gradients_reach_every_parameter_of_a_student(dual_teacher):
 
 def test_features_are_maps_of_the_samples_tokens_wide_samples_too(teacher):
     inputs = {**inputs_of(teacher), "sample": torch.randn(2, 3, 4, 8)}
-    blocks = []
+    points, blocks = MMDIT.feature_points(teacher.config, [teacher.config]), []
     handle = teacher.transformer_blocks[-1].register_forward_hook(lambda module, given, output: blocks.append(output))
     with torch.no_grad():
-        prediction, features = MMDIT.prediction_and_features(teacher, **inputs)
+        prediction, features = MMDIT.prediction_and_features(teacher, points, **inputs)
     handle.remove()
     assert torch.equal(prediction, predicted(teacher, inputs))
     assert [tuple(map_.shape) for map_ in features] == [(2, 32, 2, 4)] * 4
     assert torch.equal(features[-1][:, :, 1, 2], blocks[0][1][:, 1 * 4 + 2])
-    assert MMDIT.feature_widths(teacher.config) == (32, 32, 32, 32)
+    assert MMDIT.feature_widths(teacher.config, points) == (32, 32, 32, 32)
 
 
 def test_a_depth_cut_of_nothing_is_the_teacher(dual_teacher):

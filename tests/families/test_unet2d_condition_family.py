@@ -8,6 +8,7 @@ from small_transformers import distance_from_its_graph, on_meta, planned_shapes,
 
 from edgediff import families, registry
 from edgediff.errors import BadInputError
+from edgediff.families import unet_depth
 from edgediff.families.unet_depth_rules import RULES
 from edgediff.metrics.cost import parameter_count
 from edgediff.pruning import importance_scores, prune_width, widths_for_ratio
@@ -91,9 +92,9 @@ def test_the_student_is_a_stock_model_that_loads_from_a_plain_folder(style, tmp_
 def test_gradients_of_features_and_prediction_reach_every_parameter_of_a_student(style):
     teacher = teacher_of(style)
     student, _ = half_of(teacher)
-    inputs = inputs_of(student)
-    prediction, features = UNET.prediction_and_features(student.train(), **inputs)
-    _, targets = UNET.prediction_and_features(teacher, **inputs)
+    points, inputs = UNET.feature_points(student.config, [teacher.config]), inputs_of(student)
+    prediction, features = UNET.prediction_and_features(student.train(), points, **inputs)
+    _, targets = UNET.prediction_and_features(teacher, points, **inputs)
     assert [map_.shape[2:] for map_ in features] == [map_.shape[2:] for map_ in targets]
     (prediction.square().sum() + sum(map_.square().sum() for map_ in features)).backward()
     assert [name for name, parameter in student.named_parameters() if not parameter.grad.abs().sum() > 0] == []
@@ -317,6 +318,44 @@ def test_bk_sdm_takes_the_weights_that_its_authors_took():
     for part in ("resnets", "attentions"):
         tiny |= {f"up_blocks.{i}.{part}.1": f"up_blocks.{i + 1}.{part}.2" for i in range(3)}
     assert RULES["bk_tiny"](config).sources == tiny
+
+
+def test_bk_sdm_tiny_is_compared_where_its_authors_compare_it():
+    """As in the paper's code: all blocks of the levels that both have, and the last layer of the lowest of these."""
+    teacher = registered("sd2.1-base")
+    student = RULES["bk_tiny"](teacher).config
+    mine, theirs = (UNET.feature_points(config, [student, teacher]) for config in (student, teacher))
+    assert mine == (
+        *("down_blocks.0", "down_blocks.1", "down_blocks.2.attentions.0"),
+        *("up_blocks.0", "up_blocks.1", "up_blocks.2"),
+    )
+    assert theirs == (
+        *("down_blocks.0", "down_blocks.1", "down_blocks.2.attentions.1"),
+        *("up_blocks.1", "up_blocks.2", "up_blocks.3"),
+    )
+    widths = (320, 640, 1280, 1280, 640, 320)
+    assert UNET.feature_widths(student, mine) == UNET.feature_widths(teacher, theirs) == widths
+
+
+def test_a_student_without_the_lowest_level_has_its_teachers_features_on_the_way_down():
+    torch.manual_seed(0)
+    levels = {"block_out_channels": (32, 64, 64), "attention_head_dim": 4}
+    types = {
+        "down_block_types": ("CrossAttnDownBlock2D",) * 2 + ("DownBlock2D",),
+        "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 2,
+    }
+    teacher = UNet2DConditionModel(**{**SMALL, **levels, **types}).eval()
+    depth = unet_depth.whole(teacher.config)
+    blocks = {name: layers for name, layers in depth.blocks.items() if name not in ("down_blocks.2", "up_blocks.0")}
+    student, _ = prune_depth(teacher, UNET, unet_depth.cut(teacher.config, unet_depth.Depth(blocks, None)))
+    compared, inputs = [student.config, teacher.config], inputs_of(teacher)
+    with torch.no_grad():
+        (_, ours), (_, theirs) = (
+            UNET.prediction_and_features(model, UNET.feature_points(model.config, compared), **inputs)
+            for model in (student, teacher)
+        )
+    assert [map_.shape for map_ in ours] == [map_.shape for map_ in theirs]
+    assert [torch.equal(*pair) for pair in zip(ours, theirs, strict=True)] == [True, True, False, False]
 
 
 def test_the_most_similar_blocks_go_into_ssd_1b():

@@ -256,7 +256,10 @@ def test_a_student_of_fewer_layers_keeps_the_teachers_feature_points(removed):
     student, report = prune_depth(teacher, UNET, UNET.without_blocks(teacher.config, [blocks[i] for i in removed]))
     assert report.removed == tuple(blocks[i] for i in removed)
     inputs = UNET.example_inputs(teacher.config, 2, 8)
-    prediction, ours = UNET.prediction_and_features(student, **inputs)
+    compared = [student.config, teacher.config]
+    mine, theirs = (UNET.feature_points(of, compared) for of in compared)
+    prediction, ours = UNET.prediction_and_features(student, mine, **inputs)
+    _, targets = UNET.prediction_and_features(teacher, theirs, **inputs)
     assert torch.isfinite(prediction).all()
-    assert [map_.shape for map_ in ours] == [map_.shape for map_ in UNET.prediction_and_features(teacher, **inputs)[1]]
+    assert [map_.shape for map_ in ours] == [map_.shape for map_ in targets]
     assert torch.equal(ours[1], ours[2]) == (2 in removed)  # no middle block: what goes up is the lowest level's output

@@ -1,0 +1,43 @@
+"""The verb `plan`: every stage of a run is named, with what makes it long."""
+
+from edgediff.plan import plan
+from edgediff.recipe import Recipe, check
+
+PACKAGED = {"name": "fashion-mnist-20k"}  # 20,000 images to train on, 10,000 to test with
+
+
+def planned(**values):
+    found = plan(check({"data": PACKAGED, "prune": {"ratio": 0.5}, **values}, Recipe))
+    return {stage.stage: stage for stage in found.stages}
+
+
+def test_a_model_told_captions_in_latents_is_encoded_guided_and_diagnosed():
+    stages = planned(teacher="fashion-sd", evaluate={"guidance_scale": 2, "num_images": 300, "num_class_images": 100})
+    assert stages["encode"].what.startswith("latents of 30,000 images and embeddings of about ")
+    assert stages["encode"].seconds > 0 and "MiB on disk" in stages["encode"].what
+    assert "class accuracy, where classes are known: 100 at guidance 1, 4" in stages["evaluate"].what
+    assert stages["diagnose"].what == "256 held-out images at 20 timesteps; sharpness"
+    assert stages["diagnose"].seconds > 0
+
+
+def test_what_is_not_there_is_said_not_to_be_counted():
+    stages = planned(teacher="fashion-dit", data={"name": "nowhere"})
+    assert stages["encode"].what == "not counted: unknown data: nowhere" and stages["encode"].seconds == 0
+
+
+def test_learned_depth_and_assistants_are_counted():
+    depth = {"keep": 3, "by": "tinyfusion", "tinyfusion": {"steps": 500, "batch_size": 8}}
+    stages = planned(
+        teacher="fashion-dit",
+        prune={"depth": depth},
+        distill={"assistants": [{"ratio": 0.5, "steps": 1000}], "training": {"steps": 2000}},
+    )
+    assert "depth, by tinyfusion, learned in 500 steps of 8" in stages["prune"].what
+    assert stages["assistant"].what.startswith("kd place, 1000 steps of 64")
+    assert 0 < stages["assistant"].seconds < stages["distill"].seconds
+
+
+def test_a_model_in_pixels_has_nothing_to_encode(small_teacher):
+    stages = planned(teacher=str(small_teacher), evaluate={"num_images": 100})
+    assert "encode" not in stages and "class accuracy" not in stages["evaluate"].what
+    assert stages["diagnose"].what.startswith("100 held-out images")
