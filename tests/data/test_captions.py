@@ -130,7 +130,7 @@ def test_no_captions_at_all(divided):
 def test_two_tables_in_one_folder(divided):
     json_lines(divided / "train" / "metadata.jsonl", *named("text", _1="a"))
     (divided / "train" / "metadata.csv").write_text("file_name,text\n1.png,b\n")
-    with pytest.raises(BadInputError, match=r"two tables of captions: `.*metadata\.jsonl`, `.*metadata\.csv`"):
+    with pytest.raises(BadInputError, match=r"two tables of the same images: `.*metadata\.jsonl`, `.*metadata\.csv`"):
         all_captions(load(divided))
 
 
@@ -196,6 +196,39 @@ def test_an_image_outside_the_classes_is_named(pictures):
     folder = pictures("train/cat/1.png", "train/9.png", "test/1.png")
     with pytest.raises(BadInputError, match=r"class labels are missing for 1 of 2 images, such as `.*9\.png`"):
         all_labels(load(folder))
+
+
+def test_labels_of_a_table_come_before_sub_folders_and_keep_their_numbers(pictures):
+    folder = pictures("train/cat/1.png", "train/dog/1.png", "test/dog/1.png")
+    json_lines(folder / "train" / "metadata.jsonl", *named("label", **{"cat/1": 7, "dog/1": 3}))
+    assert all_labels(load(folder)) == [7, 3]
+    json_lines(folder / "train" / "metadata.jsonl", *named("text", **{"cat/1": "a cat", "dog/1": "a dog"}))
+    assert all_labels(load(folder)) == [0, 1]
+
+
+def test_labels_of_a_spreadsheet_beside_captions(divided):
+    (divided / "train" / "metadata.csv").write_text("file_name,text,label\n1.png,a,2\n2.png,b,0\n3.png,c,10\n")
+    assert all_labels(load(divided)) == [2, 0, 10] and all_captions(load(divided)) == ["a", "b", "c"]
+
+
+def test_labels_that_a_table_leaves_out_are_counted_and_one_is_named(divided):
+    json_lines(divided / "train" / "metadata.jsonl", *named("label", _1=2, _2=-1, _3=None))
+    with pytest.raises(BadInputError, match=r"class labels are missing for 2 of 3 images, .*2\.png`") as caught:
+        all_labels(load(divided))
+    assert "metadata.jsonl" in caught.value.hint
+
+
+@pytest.mark.parametrize("label", ["dog", 1.5, True, -3])
+def test_labels_of_a_table_that_are_no_numbers(divided, label):
+    json_lines(divided / "train" / "metadata.jsonl", *named("label", _1=label))
+    with pytest.raises(BadInputError, match=r"class label is no number in `.*metadata\.jsonl`"):
+        all_labels(load(divided))
+
+
+def test_two_labels_of_one_image(divided):
+    json_lines(divided / "train" / "metadata.jsonl", *named("label", _1=1), *named("label", _1=2))
+    with pytest.raises(BadInputError, match=r"two class labels of one image: `1\.png`"):
+        all_labels(load(divided))
 
 
 @pytest.fixture
