@@ -418,7 +418,15 @@ class TeacherRecipe(Config):
     text_encoder: dict[str, Any] | None = None  # config of a CLIPTextModel that is trained with the model; SD only
     data: DataConfig = DataConfig()
     training: TrainingConfig
+    snapshots: tuple[Annotated[int, Field(gt=0)], ...] = ()  # steps whose averaged weights are kept, as teachers too
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _snapshots_within_the_training(self) -> Self:
+        beyond = [step for step in self.snapshots if step > self.training.steps]
+        if beyond:
+            raise ValueError(f"a snapshot of step {beyond[0]} is beyond the {self.training.steps} steps of training")
+        return self
 
 
 class AutoencoderRecipe(Config):
