@@ -112,6 +112,14 @@ class EncodedImages:
         """
         return torch.tensor([_upright_size(self._read(index)) for index in indices.tolist()])
 
+    @property
+    def has_classes(self) -> bool:
+        """Whether the class of every image is known; where none is, one look tells.
+
+        Raises: what `Encoded.label` does.
+        """
+        return all(self.encoded.label(index) is not None for index in range(len(self)))
+
     def class_labels(self, indices: Tensor) -> Tensor:
         """Return the classes (B,) int64 of images.
 

@@ -63,7 +63,7 @@ def test_json_lines(divided, column):
     json_lines(divided / "test" / "metadata.jsonl", *named(column, _9="z"))
     images = load(divided)
     assert all_captions(images) == ["a", "b", "c"]
-    assert images.captions(torch.tensor([2, 0, 2])) == ["c", "a", "c"]
+    assert images.captions(torch.tensor([2, 0, 2])) == ["c", "a", "c"] and not images.has_classes
     assert all_captions(load(divided, "test")) == ["z"]
 
 
@@ -190,12 +190,14 @@ def test_sub_folders_are_classes_and_the_same_in_both_splits(pictures):
     (folder / "train" / ".thumbnails").mkdir()
     (folder / "train" / ".thumbnails" / "1.png").write_bytes(b"")
     assert all_labels(load(folder)) == [1, 2, 2] and all_labels(load(folder, "test")) == [0, 2]
+    assert load(folder).has_classes
 
 
 def test_an_image_outside_the_classes_is_named(pictures):
     folder = pictures("train/cat/1.png", "train/9.png", "test/1.png")
     with pytest.raises(BadInputError, match=r"class labels are missing for 1 of 2 images, such as `.*9\.png`"):
         all_labels(load(folder))
+    assert not load(folder).has_classes
 
 
 def test_labels_of_a_table_come_before_sub_folders_and_keep_their_numbers(pictures):
