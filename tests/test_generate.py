@@ -183,6 +183,7 @@ def test_a_text_conditional_teacher_draws_captions_in_turn_and_they_come_back(ki
     seen, told = read_back(out, model_folder.load(folder), tmp_path, quiet)
     said = TextEncoders(folder)(captions)
     assert sorted(seen) == list(range(30)) and set(said) <= set(told)
+    assert not data.load(DataConfig(name=str(out)), "test", shape=(3, 16, 16)).has_classes  # captions are none
     for name, rows in said.items():  # what is kept is kept in half precision
         expected = rows[[seed % 3 for seed in seen]]
         torch.testing.assert_close(told[name], expected, atol=2e-3 * float(rows.abs().max()), rtol=0)
