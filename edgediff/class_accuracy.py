@@ -43,16 +43,16 @@ def class_accuracy(
 
     Args: reference: what the candidates are told; test, training: the same data as images with classes.
     Returns: None for models that are told nothing, for no guidance scales, and for data whose classes are not known.
+    Raises: BadInputError for classes that cannot be read, and what `classifier` raises.
     """
     if not config.guidance_scales or not reference.conditioning(torch.zeros(1, dtype=torch.int64)):
         return None
+    if not (test.has_classes and training.has_classes):  # captions without classes: nothing can be counted
+        return None
     count = min(config.num_class_images, config.num_images)
     asked = test.shown((torch.arange(count) + config.first_seed) % len(test))
-    try:
-        labels = test.class_labels(asked)
-        known = classifier(training, output)
-    except BadInputError:  # captions without classes: nothing can be counted
-        return None
+    labels = test.class_labels(asked)
+    known = classifier(training, output)
     rows = []
     for scale in config.guidance_scales if _can_be_guided(reference) else (1.0,):
         settings = config.model_copy(update={"guidance_scale": scale, "num_images": count})

@@ -254,7 +254,8 @@ def generate(
     teacher: Annotated[str, typer.Option("--teacher", "-t", help="A teacher's name, a pipeline folder, or a hub id.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The image folder to write, or to go on with.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="num_images, num_inference_steps, ...")
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="num_images, guidance_scale, captions, data.name, ..."),
     ] = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -262,10 +263,10 @@ def generate(
     """Draw a teacher's images into a folder, to distill from where no data set may be used."""
     with _speaking(json, quiet) as output:
         from edgediff.generate import generate as verb
-        from edgediff.recipe import EvaluateConfig, apply_overrides
+        from edgediff.recipe import GenerateConfig, apply_overrides
         from edgediff.recipe import check as check_recipe
 
-        config = check_recipe(apply_overrides({}, overrides or ()), EvaluateConfig, "options")
+        config = check_recipe(apply_overrides({}, overrides or ()), GenerateConfig, "options")
         output.data({"images": str(verb(teacher, out, config, output))})
 
 

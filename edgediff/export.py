@@ -58,7 +58,7 @@ def export(run: Run, recipe: Recipe, role: Role, output: Output) -> Parity:
         if parity.max_abs > parity.tolerance:
             raise _kept_aside(path, folder, role, parity)
         shutil.copy(model_folder.component(source) / "config.json", temporary / "config.json")
-        shutil.copy(source / model_folder.SCHEDULER_CONFIG, temporary / "scheduler_config.json")
+        shutil.copy(model_folder.scheduler_config(source), temporary / "scheduler_config.json")
         write_json(temporary / "parity.json", parity.model_dump(mode="json"))
         write_manifest(temporary, stage="export", config=config, inputs=inputs)
     shutil.rmtree(_aside(folder), ignore_errors=True)  # of an earlier attempt: it no longer says anything

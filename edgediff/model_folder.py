@@ -1,4 +1,8 @@
-"""A stock diffusers pipeline folder, as teachers and students are kept: checked, then loaded; safetensors only."""
+"""A stock diffusers pipeline folder, as teachers and students are kept: checked, then loaded; safetensors only.
+
+A teacher may also be a folder whose root is the model itself, with the scheduler's config beside it: so are DDPM's
+published, whose pipeline has no other parts, and so does `model.save_pretrained` leave one.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +24,13 @@ from edgediff.encoding import parts
 from edgediff.errors import BadInputError, CorruptArtifactError
 from edgediff.families import Family
 
-INDEX, SCHEDULER_CONFIG = "model_index.json", "scheduler/scheduler_config.json"
+INDEX, CONFIG = "model_index.json", "config.json"
+SCHEDULER_CONFIGS = ("scheduler/scheduler_config.json", "scheduler_config.json")  # the pipeline's comes first
 STEM = "diffusion_pytorch_model"  # how the weights' files begin
 WEIGHTS = f"{STEM}.safetensors"
 COMPONENTS = ("unet", "transformer")
+UNCONDITIONAL = "DDPMPipeline"  # whose only parts are model and scheduler
+LONE = "UNet2DModel"  # its model, which needs no pipeline's folder around it
 
 
 @dataclass(frozen=True)
@@ -48,21 +55,46 @@ class Loaded:
 
 
 def component(folder: Path) -> Path:
-    """Return the sub-folder of a pipeline that holds its denoising model.
+    """Return where a folder holds its denoising model: a sub-folder of a pipeline, or the root.
 
-    Raises: BadInputError for a folder that is missing or no diffusers pipeline.
+    Raises: BadInputError for a folder that is missing, or neither a diffusers pipeline nor a model that needs no other
+    parts than its scheduler.
     """
     if not folder.is_dir():
         raise BadInputError(f"folder not found: `{folder}`")
-    found = [folder / name for name in COMPONENTS if (folder / name / "config.json").is_file()]
-    lacking = f"{COMPONENTS[0]}/config.json" if not found else None
-    lacking = lacking or next((name for name in (INDEX, SCHEDULER_CONFIG) if not (folder / name).is_file()), None)
-    if lacking:
-        raise BadInputError(
-            f"not a diffusers pipeline folder, it lacks `{lacking}`: `{folder}`",
-            "save the whole pipeline with `pipeline.save_pretrained(folder)`",
-        )
-    return found[0]
+    places = (*(folder / name for name in COMPONENTS), folder)
+    found = next((place for place in places if (place / CONFIG).is_file()), None)
+    if found is None:
+        raise _lacking(folder, f"{COMPONENTS[0]}/{CONFIG}")
+    lone = found == folder and read_object(found / CONFIG).get("_class_name") == LONE
+    if not lone and not (folder / INDEX).is_file():
+        raise _lacking(folder, INDEX)
+    scheduler_config(folder)
+    return found
+
+
+def scheduler_config(folder: Path) -> Path:
+    """Return the config of a folder's noise schedule.
+
+    Raises: BadInputError when there is none.
+    """
+    found = next((folder / name for name in SCHEDULER_CONFIGS if (folder / name).is_file()), None)
+    if found is None:
+        raise _lacking(folder, SCHEDULER_CONFIGS[0])
+    return found
+
+
+def pipeline_class(folder: Path) -> str:
+    """Return the stock class that draws with the model in a folder."""
+    return read_object(folder / INDEX)["_class_name"] if (folder / INDEX).is_file() else UNCONDITIONAL
+
+
+def _lacking(folder: Path, name: str) -> BadInputError:
+    return BadInputError(
+        f"not a diffusers pipeline folder, it lacks `{name}`: `{folder}`",
+        f"save the whole pipeline with `pipeline.save_pretrained(folder)`; beside a lone {LONE} a "
+        "`scheduler_config.json` is enough",
+    )
 
 
 def check(folder: Path) -> None:
@@ -72,7 +104,7 @@ def check(folder: Path) -> None:
     for a damaged weights file.
     """
     of_model = component(folder)
-    families.of(read_object(of_model / "config.json").get("_class_name", "unknown"))
+    families.of(read_object(of_model / CONFIG).get("_class_name", "unknown"))
     _, files = parts.weights(of_model, STEM)
     for file in (file for file in files if file.suffix == ".safetensors"):
         try:
@@ -93,7 +125,7 @@ def fingerprint(folder: Path) -> str:
     check(folder)
     of_model = component(folder)
     _, weights = parts.weights(of_model, STEM)
-    files = [of_model / "config.json", folder / SCHEDULER_CONFIG, *weights]
+    files = [of_model / CONFIG, scheduler_config(folder), *weights]
     found = {file.relative_to(folder).as_posix(): sha256(file) for file in files}
     if (folder / MANIFEST).is_file():
         verify(folder, found)
@@ -107,7 +139,7 @@ def load(folder: Path) -> Loaded:
     BadInputError for a scheduler that no training here can use.
     """
     content, of_model = fingerprint(folder), component(folder)
-    family = families.of(read_object(of_model / "config.json")["_class_name"])
+    family = families.of(read_object(of_model / CONFIG)["_class_name"])
     variant, _ = parts.weights(of_model, STEM)
     try:
         model, loading = family.model_class.from_pretrained(
@@ -133,7 +165,7 @@ def load(folder: Path) -> Loaded:
 
 def _scheduler(folder: Path) -> Any:
     """Load the noise schedule; a sampler of another class (DDIM, PNDM) says the same of it under the same names."""
-    path = folder / SCHEDULER_CONFIG
+    path = scheduler_config(folder)
     config = read_object(path)
     flow = "FlowMatch" in config.get("_class_name", "")
     try:
@@ -151,7 +183,7 @@ def save(folder: Path, model: nn.Module, scheduler: Any, like: Path | None = Non
     Args: like: the pipeline folder that the model was made from: its class and its other parts (autoencoder, text
     encoders, tokenizers) come along, as hard links where the file system can, for they are large and the same.
     """
-    if like is None or read_object(like / INDEX)["_class_name"] == "DDPMPipeline":
+    if like is None or pipeline_class(like) == UNCONDITIONAL:
         DDPMPipeline(unet=model, scheduler=scheduler).save_pretrained(folder, safe_serialization=True)
         return
     index, own = read_object(like / INDEX), families.of(model).component

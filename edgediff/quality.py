@@ -25,7 +25,7 @@ from edgediff.metrics.paired import psnr, ssim
 from edgediff.metrics.precision_recall import precision_recall
 from edgediff.model_folder import Loaded
 from edgediff.output import Output
-from edgediff.recipe import EvaluateConfig
+from edgediff.recipe import DrawConfig, EvaluateConfig
 from edgediff.results import QualityProfile, QualityRow, Reference
 from edgediff.samples import Samples, decoder
 
@@ -66,7 +66,7 @@ class RealImages:
 
 
 def draw(
-    denoiser: Denoiser, loaded: Loaded, config: EvaluateConfig, output: Output, what: str, reference: Samples
+    denoiser: Denoiser, loaded: Loaded, config: DrawConfig, output: Output, what: str, reference: Samples
 ) -> Drawn:
     """Draw the profile's images from a model on any backend, decoded where its samples are latents.
 
@@ -97,7 +97,7 @@ def draw(
     return Drawn(to_bytes(finite), denoiser.backend, diverged_share, raw.isfinite().flatten(1).all(dim=1).numpy())
 
 
-def clips(loaded: Loaded, config: EvaluateConfig) -> bool:
+def clips(loaded: Loaded, config: DrawConfig) -> bool:
     """Tell whether the sampler clips x0: where it is asked for and samples have the range of images."""
     return config.clip_sample and loaded.autoencoder is None and not is_flow(loaded.scheduler)
 

@@ -334,18 +334,41 @@ class BenchmarkConfig(Config):
     iterations: int = Field(20, gt=1)  # rounds
 
 
-class EvaluateConfig(Config):
-    """How images are drawn for the quality figures; part of the profile every figure carries."""
+class DrawConfig(Config):
+    """How images are drawn from a model."""
 
     num_images: int = Field(2000, gt=1)
     num_inference_steps: int = Field(50, gt=0)
     clip_sample: bool = True  # clip the x0 estimate to [-1, 1] at every step
     guidance_scale: float = Field(1.0, ge=0)  # of conditional models, classifier-free; 1: none
+    first_seed: int = Field(0, ge=0)  # image i is drawn from seed first_seed + i
+    batch_size: int = Field(64, gt=0)  # changes speed only
+
+
+class EvaluateConfig(DrawConfig):
+    """How images are drawn for the quality figures; part of the profile every figure carries."""
+
     # Of class accuracy, for conditional models whose data has classes: what guidance buys; (): not measured.
     guidance_scales: tuple[Annotated[float, Field(ge=0)], ...] = (1.0, 2.0, 4.0)
     num_class_images: int = Field(200, gt=0)  # at each of them, of every model; at most num_images
-    first_seed: int = Field(0, ge=0)  # image i is drawn from seed first_seed + i
-    batch_size: int = Field(64, gt=0)  # changes speed only
+
+
+class GenerateConfig(DrawConfig):
+    """What a teacher draws to be learned from, and what a conditional one is asked for: at most one of the three.
+
+    A class-conditional teacher is asked for all its classes in turn where nothing is said.
+    """
+
+    classes: tuple[Annotated[int, Field(ge=0)], ...] = ()  # in turn
+    captions: str | None = None  # a text file, one a line, in turn
+    data: DataConfig | None = None  # whose classes or captions, in the order of its training images
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        given = [name for name in ("classes", "captions", "data") if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(f"needs at most one of classes, captions and data; given: {', '.join(given)}")
+        return self
 
 
 class PublishedConfig(Config):
@@ -395,7 +418,15 @@ class TeacherRecipe(Config):
     text_encoder: dict[str, Any] | None = None  # config of a CLIPTextModel that is trained with the model; SD only
     data: DataConfig = DataConfig()
     training: TrainingConfig
+    snapshots: tuple[Annotated[int, Field(gt=0)], ...] = ()  # steps whose averaged weights are kept, as teachers too
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _snapshots_within_the_training(self) -> Self:
+        beyond = [step for step in self.snapshots if step > self.training.steps]
+        if beyond:
+            raise ValueError(f"a snapshot of step {beyond[0]} is beyond the {self.training.steps} steps of training")
+        return self
 
 
 class AutoencoderRecipe(Config):

@@ -53,9 +53,11 @@ class Denoising(torch.nn.Module):
 def train_teacher(recipe: TeacherRecipe, out: Path, output: Output, *, resume: bool) -> Path:
     """Train the recipe's model and write `out/teacher`: a pipeline with averaged weights in fp16, and its card.
 
-    The state and the log are kept in `out/checkpoints` and `out/train.jsonl`. Returns: the pipeline's folder.
-    Raises: BadInputError for a recipe whose model or images do not fit, or an unfinished training without `resume`;
-            StageFailedError at a non-finite loss; InterruptedStageError on SIGINT.
+    The state and the log are kept in `out/checkpoints` and `out/train.jsonl`, the pipelines of the recipe's snapshots
+    in `out/snapshots`, each called by its step. Returns: the pipeline's folder.
+    Raises: BadInputError for a recipe whose model or images do not fit, an unfinished training without `resume`, or
+            snapshots of steps that it has left behind; StageFailedError at a non-finite loss; InterruptedStageError on
+            SIGINT.
     """
     folder, skeleton = out / "teacher", out / "pipeline"
     encoded = Path(recipe.data.encoded or out / "encoded")
@@ -81,6 +83,15 @@ def train_teacher(recipe: TeacherRecipe, out: Path, output: Output, *, resume: b
     settings = recipe.training
     told = Spoken(text.encoder.to(processes.device())) if text else torch.nn.Identity()
     done = checkpoint.finished_steps(out / "checkpoints") if resume else 0
+    _check_snapshots(recipe, out, done)
+
+    def keep(step: int) -> None:
+        averaged = family.build(model.config)  # of its own, because halving changes a model in place
+        averaged.load_state_dict(model.state_dict())
+        with atomic_folder(_snapshot(out, step)) as temporary:
+            _write(temporary, averaged, scheduler, parts, text)
+            write_manifest(temporary, stage="snapshot", config=config, inputs=inputs, steps=step)
+
     output.stage("teacher", f"{recipe.name}, {settings.steps} steps of {settings.batch_size}")
     with output.progress("train", settings.steps, done) as progress:
         result = train(
@@ -92,13 +103,14 @@ def train_teacher(recipe: TeacherRecipe, out: Path, output: Output, *, resume: b
             identity={**{key: config[key] for key in IDENTITY if config[key] is not None}, **inputs},
             resume=resume,
             on_step=lambda record: progress.advance(note=f"loss {record.values['loss']:.4f}"),
+            snapshots=recipe.snapshots,
+            on_snapshot=keep,
         )
     if not processes.is_main():
         return folder
     with atomic_folder(folder) as temporary:
-        model_folder.save(temporary, model.half(), scheduler, parts)
+        _write(temporary, model, scheduler, parts, text)
         if text:
-            text.save(temporary)
             encoded = encoded / fingerprint(temporary)[:16]  # its embeddings change whenever it is trained further
         write_card(temporary, recipe, out / LOG_NAME, encoded, output)
         write_manifest(
@@ -112,6 +124,27 @@ def train_teacher(recipe: TeacherRecipe, out: Path, output: Output, *, resume: b
         )
     output.stage("teacher", f"`{folder}`")
     return folder
+
+
+def _write(folder: Path, model: Any, scheduler: Any, parts: Path | None, text: LearnedText | None) -> None:
+    """Write a stock pipeline, its model in fp16, to which it is converted in place."""
+    model_folder.save(folder, model.half(), scheduler, parts)
+    if text:
+        text.save(folder)
+
+
+def _snapshot(out: Path, step: int) -> Path:
+    return out / "snapshots" / str(step)
+
+
+def _check_snapshots(recipe: TeacherRecipe, out: Path, done: int) -> None:
+    """Raise BadInputError for a snapshot that was not kept when its step was done."""
+    lost = [step for step in recipe.snapshots if step <= done and not _snapshot(out, step).is_dir()]
+    if lost:
+        raise BadInputError(
+            f"snapshots: step {lost[0]} was not kept, and the training stands at step {done}",
+            f"leave that step out, or delete `{out / 'checkpoints'}` to start again",
+        )
 
 
 def _scheduler_class(recipe: TeacherRecipe) -> Any:

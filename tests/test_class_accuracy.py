@@ -1,6 +1,7 @@
 """The classifier of real images, and the share of drawn ones that show what was asked for."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -106,6 +107,31 @@ def test_nothing_is_counted_where_nothing_is_asked_or_known(training, test, quie
     assert class_accuracy(candidates, CONFIG, untold, test, training, quiet) is None
     without = CONFIG.model_copy(update={"guidance_scales": ()})
     assert class_accuracy(candidates, without, asked(test), test, training, quiet) is None
+
+
+def test_captions_without_classes_give_nothing_to_count(training, photos, quiet):
+    unlabelled = data.load(DataConfig(name=str(photos)), "test", shape=(1, 28, 28))
+    candidates = {"teacher": drawing(training, torch.arange(300))}
+    assert not unlabelled.has_classes and training.has_classes
+    for test_set, training_set in ((unlabelled, training), (training, unlabelled)):
+        assert class_accuracy(candidates, CONFIG, asked(training), test_set, training_set, quiet) is None
+
+
+def test_classes_that_cannot_be_read_are_not_taken_for_none(training, photos, tmp_path, quiet):
+    shutil.copytree(photos, tmp_path / "photos")
+    (tmp_path / "photos" / "test" / "metadata.csv").write_text("file_name,label\n00.png,dress\n")
+    damaged = data.load(DataConfig(name=str(tmp_path / "photos")), "test", shape=(1, 28, 28))
+    with pytest.raises(BadInputError, match="class label is no number"):
+        class_accuracy({}, CONFIG, asked(training), damaged, training, quiet)
+
+
+def test_a_mistake_of_the_classifier_is_not_taken_for_data_without_classes(training, test, quiet, monkeypatch):
+    def refuses(images, output):
+        raise BadInputError("images are of another shape")
+
+    monkeypatch.setattr("edgediff.class_accuracy.classifier", refuses)
+    with pytest.raises(BadInputError, match="another shape"):
+        class_accuracy({}, CONFIG, asked(test), test, training, quiet)
 
 
 def test_images_without_classes_are_refused_by_the_classifier(photos, quiet):

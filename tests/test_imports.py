@@ -15,7 +15,7 @@ LAYERS = [
     *("__main__", "cli", "pipeline", "check_recipes", "compare_prunings"),
     *sorted(VERBS),
     *("teacher_card", "class_accuracy", "quality", "reporting", "distillation", "diagnostics"),
-    "training",
+    *("training", "asked"),
     "samples",
     "budgets",
     *("skeleton", "roles", "backends", "model_folder", "teacher", "registry"),

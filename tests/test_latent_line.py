@@ -11,8 +11,7 @@ from edgediff.artifacts import read_json
 from edgediff.data import fashion_mnist
 from edgediff.encoding import latents
 from edgediff.errors import BadInputError
-from edgediff.generate import generate
-from edgediff.recipe import AutoencoderRecipe, EvaluateConfig, Recipe, TeacherRecipe, check
+from edgediff.recipe import AutoencoderRecipe, Recipe, TeacherRecipe, check
 from edgediff.run import ROLES, Run
 from edgediff.train_autoencoder import train_autoencoder
 from edgediff.train_teacher import train_teacher
@@ -151,8 +150,3 @@ def test_a_schedule_that_nothing_can_be_trained_with_is_named(teacher_recipe, tm
     changed = teacher_recipe.model_copy(update={"scheduler": {"_class_name": "KarrasVeScheduler"}})
     with pytest.raises(BadInputError, match="KarrasVeScheduler cannot be trained with"):
         train_teacher(changed, tmp_path / "out", quiet, resume=False)
-
-
-def test_generating_from_a_teacher_in_latents_is_refused_with_a_sentence(teacher, tmp_path, quiet):
-    with pytest.raises(BadInputError, match="no images"):
-        generate(str(teacher), tmp_path / "out", EvaluateConfig(), quiet)

@@ -34,6 +34,42 @@ def test_what_a_loaded_folder_says(folder):
     assert loaded.family.name == "unet2d"
 
 
+@pytest.fixture
+def lone(folder, tmp_path):
+    """What `model.save_pretrained` and `scheduler.save_pretrained` leave in one folder."""
+    (tmp_path / "lone").mkdir()
+    for name in ("unet/config.json", WEIGHTS, "scheduler/scheduler_config.json"):
+        shutil.copy(folder / name, tmp_path / "lone")
+    return tmp_path / "lone"
+
+
+def test_a_folder_that_is_the_model_itself(folder, lone):
+    loaded, expected = model_folder.load(lone), model_folder.load(folder)
+    assert (
+        loaded.folder == model_folder.component(lone) == lone and loaded.scheduler.config == expected.scheduler.config
+    )
+    assert all(torch.equal(loaded.model.state_dict()[name], of) for name, of in expected.model.state_dict().items())
+    assert model_folder.pipeline_class(lone) == "DDPMPipeline" and loaded.sha256 != expected.sha256
+
+
+def test_a_lone_model_without_a_schedule_is_refused(lone):
+    (lone / "scheduler_config.json").unlink()
+    assert "`scheduler_config.json` is enough" in refused(lone)
+
+
+def test_a_lone_model_of_a_pipeline_with_other_parts_is_refused(lone):
+    config = json.loads((lone / "config.json").read_text())
+    (lone / "config.json").write_text(json.dumps({**config, "_class_name": "UNet2DConditionModel"}))
+    assert "lacks `model_index.json`" in refused(lone)
+
+
+def test_the_hash_of_a_lone_model_follows_its_schedule(lone):
+    before = model_folder.fingerprint(lone)
+    value = json.loads((lone / "scheduler_config.json").read_text())
+    (lone / "scheduler_config.json").write_text(json.dumps({**value, "beta_end": 0.03}))
+    assert model_folder.fingerprint(lone) != before
+
+
 def test_half_precision_weights_load_as_float32(folder):
     values = load_file(folder / WEIGHTS)
     save_file({name: value.half() for name, value in values.items()}, folder / WEIGHTS)

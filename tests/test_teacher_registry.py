@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import threading
+from functools import reduce
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -18,10 +19,16 @@ import diffusers
 import pytest
 import torch
 from huggingface_hub import constants
+from safetensors.torch import save
+from small_unet import SMALL_UNET
 
-from edgediff import registry, teacher
+from edgediff import model_folder, registry, teacher
+from edgediff.distill import distill
 from edgediff.errors import BadInputError, CorruptArtifactError
+from edgediff.export import export
+from edgediff.prune import prune
 from edgediff.registry import Entry, hub
+from edgediff.run import Run
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -50,15 +57,16 @@ def without(files, *names):
     return {name: content for name, content in files.items() if name not in names}
 
 
-def put(cache: Path, repository: str, files: dict[str, str]) -> Path:
+def put(cache: Path, repository: str, files: dict[str, str | bytes]) -> Path:
     """Write a repository into the hub's cache as the hub does, and return its snapshot folder."""
     root = cache / f"models--{repository.replace('/', '--')}"
     snapshot = root / "snapshots" / COMMIT
-    for name, content in files.items():
-        blob = root / "blobs" / hashlib.sha256(content.encode()).hexdigest()
+    for name, text_or_bytes in files.items():
+        content = text_or_bytes.encode() if isinstance(text_or_bytes, str) else text_or_bytes
+        blob = root / "blobs" / hashlib.sha256(content).hexdigest()
         for folder in (blob.parent, (snapshot / name).parent, root / "refs"):
             folder.mkdir(parents=True, exist_ok=True)
-        blob.write_text(content)
+        blob.write_bytes(content)
         (snapshot / name).symlink_to(blob)
     (root / "refs" / "main").write_text(COMMIT)
     return snapshot
@@ -199,6 +207,43 @@ def test_a_repository_with_its_only_model_at_the_root_is_whole(cache, known):
     assert teacher.resolve("ddpm-cifar10").folder == snapshot
 
 
+def test_a_repository_with_its_only_model_at_the_root_is_loaded_and_compressed(
+    cache, known, small_recipe, photos, quiet, tmp_path
+):
+    """As google/ddpm-cifar10-32 lies in the cache: an old config, and attention under its old names."""
+    torch.manual_seed(0)
+    small = {**SMALL_UNET, "attention_head_dim": None}
+    model = diffusers.UNet2DModel(**small)
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    renamed = {
+        reduce(lambda text, pair: text.replace(*pair), old.items(), name): value
+        for name, value in model.state_dict().items()
+    }
+    config = {"_class_name": "UNet2DModel", "_diffusers_version": "0.0.4", **small}
+    schedule = {"_class_name": "DDPMScheduler", "_diffusers_version": "0.1.1", "beta_end": 0.03, "clip_sample": True}
+    files = {
+        "model_index.json": DDPM["model_index.json"],
+        "config.json": json.dumps(config),
+        "scheduler_config.json": json.dumps(schedule),
+        "diffusion_pytorch_model.safetensors": save(renamed),
+        "diffusion_pytorch_model.bin": b"pickle",
+    }
+    known("ddpm-cifar10", sha256={})
+    snapshot = put(cache, "google/ddpm-cifar10-32", files)
+    loaded = model_folder.load(teacher.resolve("ddpm-cifar10").folder)
+    assert loaded.folder == snapshot and loaded.scheduler.config.beta_end == 0.03
+    inputs = loaded.family.example_inputs(model.config, 2)
+    with torch.no_grad():
+        expected = model.eval()(**inputs).sample
+    torch.testing.assert_close(loaded.family.prediction(loaded.model, **inputs), expected, atol=1e-5, rtol=1e-5)
+    run, recipe = Run(tmp_path / "run"), small_recipe(teacher="ddpm-cifar10", data={"name": str(photos)})
+    prune(run, recipe, quiet)
+    assert diffusers.DDPMPipeline.from_pretrained(run.pruned).scheduler.config.beta_end == 0.03
+    distill(run, recipe, quiet)
+    export(run, recipe, "teacher", quiet)
+    assert json.loads((run.onnx("teacher") / "scheduler_config.json").read_text())["beta_end"] == 0.03
+
+
 SHARD = "unet/diffusion_pytorch_model-00001-of-00002.safetensors"
 PARTIAL = {
     "no index": without(DDPM, "model_index.json"),
@@ -207,6 +252,7 @@ PARTIAL = {
     "not averaged only": {**without(DDPM, WEIGHTS), WEIGHTS.replace(".safe", ".non_ema.safe"): ""},
     "a pickle only": {**without(DDPM, WEIGHTS), "unet/diffusion_pytorch_model.bin": ""},
     "no scheduler": without(DDPM, "scheduler/scheduler_config.json"),
+    "no scheduler at the root": without(FLAT, "scheduler_config.json"),
     "one of two shards": {
         **without(DDPM, WEIGHTS),
         SHARD: "",

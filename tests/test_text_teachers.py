@@ -149,6 +149,19 @@ def test_training_goes_on_with_text_encoder_and_model_alike(captioned, autoencod
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_a_snapshot_has_the_text_encoder_of_its_step(captioned, autoencoder, tmp_path, quiet):
+    settings = {**TRAINING, "lr_schedule": "constant"}
+    kept = recipe(captioned, autoencoder, snapshots=[1], training=settings)
+    train_teacher(kept, tmp_path / "two", quiet, resume=False)
+    of_one = recipe(captioned, autoencoder, training={**settings, "steps": 1})
+    expected = train_teacher(of_one, tmp_path / "one", quiet, resume=False)
+    for weights in ("unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"):
+        one, other = load_file(tmp_path / "two" / "snapshots" / "1" / weights), load_file(expected / weights)
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    stock = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "two" / "snapshots" / "1")
+    assert stock(CAPTIONS[0], num_inference_steps=2, output_type="np").images.shape[:3] == (1, 32, 32)
+
+
 def test_a_flow_teacher_takes_over_what_another_has_read(flow_teacher, teacher):
     without_t5 = {"text_encoder_3": None, "tokenizer_3": None}
     stock = diffusers.DiffusionPipeline.from_pretrained(flow_teacher, **without_t5)

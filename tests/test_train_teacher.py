@@ -9,10 +9,14 @@ from diffusers import DDPMPipeline, DiffusionPipeline
 from safetensors.torch import load_file
 from small_unet import SMALL_UNET
 
+from edgediff import model_folder
 from edgediff import teacher as teacher_module
 from edgediff.artifacts import read_json, sha256
+from edgediff.distill import distill
 from edgediff.errors import BadInputError
+from edgediff.prune import prune
 from edgediff.recipe import TeacherRecipe, check
+from edgediff.run import Run
 from edgediff.teacher import Teacher, resolve, zoo
 from edgediff.train_teacher import train_teacher
 
@@ -74,6 +78,55 @@ def test_resuming_ends_with_the_same_weights(recipe, quiet, tmp_path):
     resumed = train_teacher(of(4), tmp_path / "halves", quiet, resume=True)
     assert read_json(resumed / "manifest.json")["resumed_at"] == [2]
     assert sha256(resumed / WEIGHTS) == sha256(straight / WEIGHTS)
+
+
+def with_snapshots(recipe, *steps, total=4):
+    training = recipe.training.model_copy(update={"lr_schedule": "constant", "steps": total})
+    return recipe.model_copy(update={"training": training, "snapshots": steps})
+
+
+def test_snapshots_are_stock_pipelines_of_the_average_on_the_way(recipe, quiet, tmp_path):
+    """Also where the training was interrupted between them."""
+    straight = train_teacher(with_snapshots(recipe, 1, 3), tmp_path / "straight", quiet, resume=False)
+    train_teacher(with_snapshots(recipe, 1, total=2), tmp_path / "halves", quiet, resume=False)
+    resumed = train_teacher(with_snapshots(recipe, 1, 3), tmp_path / "halves", quiet, resume=True)
+    kept = {out: sorted(path.name for path in (out.parent / "snapshots").iterdir()) for out in (straight, resumed)}
+    assert kept == {straight: ["1", "3"], resumed: ["1", "3"]}
+    digests = [
+        sha256(out / WEIGHTS)
+        for step in ("1", "3")
+        for out in (straight.parent / "snapshots" / step, resumed.parent / "snapshots" / step)
+    ]
+    assert digests[0] == digests[1] != digests[2] == digests[3] != sha256(straight / WEIGHTS)
+    assert sha256(straight / WEIGHTS) == sha256(resumed / WEIGHTS)
+    of_three = train_teacher(with_snapshots(recipe, total=3), tmp_path / "three", quiet, resume=False)
+    assert sha256(of_three / WEIGHTS) == digests[2]
+    assert DDPMPipeline.from_pretrained(straight.parent / "snapshots" / "3").unet.config.sample_size == 28
+
+
+def test_a_student_learns_from_snapshots(recipe, photos, small_recipe, quiet, tmp_path):
+    teacher = train_teacher(with_snapshots(recipe, 2), tmp_path / "t", quiet, resume=False)
+    folders = [tmp_path / "t" / "snapshots" / "2", teacher]
+    run = Run(tmp_path / "run")
+    wanted = small_recipe(
+        teacher=str(teacher), data={"name": str(photos)}, distill={"teachers": list(map(str, folders))}
+    )
+    prune(run, wanted, quiet)
+    assert distill(run, wanted, quiet).steps == 6
+    found = read_json(run.student / "manifest.json")["inputs"]["teacher"]
+    assert found == "+".join(model_folder.fingerprint(folder) for folder in folders)
+
+
+def test_a_snapshot_of_a_step_that_is_past_is_missed_before_the_training_goes_on(recipe, quiet, tmp_path):
+    train_teacher(with_snapshots(recipe, total=2), tmp_path / "t", quiet, resume=False)
+    with pytest.raises(BadInputError, match="snapshots: step 1 was not kept, and the training stands at step 2"):
+        train_teacher(with_snapshots(recipe, 1, 3), tmp_path / "t", quiet, resume=True)
+    assert not (tmp_path / "t" / "snapshots").exists()
+
+
+def test_a_snapshot_beyond_the_training_is_refused(recipe):
+    with pytest.raises(BadInputError, match="a snapshot of step 5 is beyond the 4 steps of training"):
+        check({**recipe.model_dump(), "snapshots": [2, 5]}, TeacherRecipe)
 
 
 @pytest.mark.parametrize(

@@ -105,9 +105,16 @@ class Conditioned:
         told = self.conditions(self.images.shown(indices))
         if not self.conditions.framing:
             return told
-        _, height, width = self.shape
-        frame = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32)
-        return {**told, "time_ids": frame.expand(len(indices), -1)}
+        return {**told, "time_ids": whole_frame(self.shape, len(indices))}
+
+
+def whole_frame(shape: tuple[int, int, int], count: int) -> Tensor:
+    """Return SDXL's micro-conditioning (count, 6) float32 of uncropped images of `shape` (C, H, W).
+
+    As `LatentCache.time_ids` gives it: original size, crop, target size.
+    """
+    _, height, width = shape
+    return torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32).expand(count, -1)
 
 
 def check_same_number(images: Sized, conditions: Conditions) -> None:

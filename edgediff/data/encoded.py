@@ -21,7 +21,10 @@ from edgediff.data.images import from_bytes
 from edgediff.errors import BadInputError, CorruptArtifactError
 
 DAMAGED_IN_A_ROW = 8  # so many mean that the source is damaged, and not an image of it
-LABELS_HINT = "labels are a sub-folder for every class, a `.cls` beside the image in a tar, or a table's column `label`"
+LABELS_HINT = (
+    "labels are a sub-folder for every class, a column `label` of a table or of `metadata.jsonl` or `metadata.csv`, or "
+    "a `.cls` beside the image in a tar"
+)
 
 Known = TypeVar("Known", int, str)
 
@@ -108,6 +111,14 @@ class EncodedImages:
         Raises: CorruptArtifactError naming an image that cannot be read.
         """
         return torch.tensor([_upright_size(self._read(index)) for index in indices.tolist()])
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether the class of every image is known; where none is, one look tells.
+
+        Raises: what `Encoded.label` does.
+        """
+        return all(self.encoded.label(index) is not None for index in range(len(self)))
 
     def class_labels(self, indices: Tensor) -> Tensor:
         """Return the classes (B,) int64 of images.

@@ -24,8 +24,8 @@ def load(folder: Path, split: Split, shape: tuple[int, int, int], output: Output
     """Find the images of a split.
 
     They are those of the sub-folders, of the files or of the saved data set's splits that are called `train` and
-    `test` (or `validation`); where nothing is, nine and one in ten of all, by what does not change when images are
-    added: the names of files and of tars' members, the numbers of tables' rows.
+    `test` (or `validation`); where nothing is, or all is called `train`, nine and one in ten of all, by what does not
+    change when images are added: the names of files and of tars' members, the numbers of tables' rows.
 
     Args: shape: (C, H, W) to convert to, C = 1 or 3.
     Raises: BadInputError when there is no image or more than one form of them, or the model's samples are no images;
@@ -59,10 +59,18 @@ def _part(folder: Path, split: Split) -> tuple[Path, bool]:
     if part:
         return folder / part, True
     if names is None:
-        return folder, False
+        return _without_wrapping(folder), False
     if "train" in names or len(names) == 1:
         return folder / ("train" if "train" in names else names[0]), False
     raise BadInputError(f"data set has no split `{split}`: `{folder}`", nearest(split, names))
+
+
+def _without_wrapping(folder: Path) -> Path:
+    """Return the folder called `train` where it holds all there is, so that it is no class; else the folder itself."""
+    known = {suffix for suffixes in FORMS.values() for suffix in suffixes}
+    entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    holding = [entry.name for entry in entries if entry.is_dir() or PurePosixPath(entry.name).suffix.lower() in known]
+    return folder / holding[0] if len(holding) == 1 and holding[0] in splits.PARTS["train"] else folder
 
 
 def _form(root: Path) -> tuple[str, list[str]]:

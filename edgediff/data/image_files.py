@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from edgediff.artifacts import sha256
 from edgediff.data import captions, decoding
+from edgediff.data.metadata import Metadata
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,12 @@ class ImageFiles:
         return {name: number for number, name in enumerate(sorted(found))}
 
     def label(self, index: int) -> int | None:
-        """Return the number of the sub-folder, or None for an image that is in none."""
+        """Return the class: from tables with class labels where there are any, else the number of the sub-folder.
+
+        None for an image that is in none of either. Raises: BadInputError for tables that cannot be read.
+        """
+        if self._labels is not None:
+            return self._labels.get(self.where(index))
         folder, _, file = self.names[index].partition("/")
         return self.classes[folder] if file else None
 
@@ -71,22 +77,30 @@ class ImageFiles:
 
         Raises: BadInputError for tables or texts that cannot be read.
         """
-        path = self.root / self.names[index]
-        if self._tables is not None:
-            return self._tables.get(str(path))
-        text = path.with_suffix(".txt")
+        if self._captions is not None:
+            return self._captions.get(self.where(index))
+        text = Path(self.where(index)).with_suffix(".txt")
         return captions.of_text(text.read_bytes(), str(text)) if text.is_file() else None
 
     @cached_property
-    def _tables(self) -> dict[str, str] | None:
-        """Captions by path, of the tables that lie in the images' folders or above; None without such a table."""
+    def _captions(self) -> dict[str, str] | None:
+        """Captions by path; None where no table lies beside the images."""
+        found = [(table.path.parent, table.captions()) for table in self._tables]
+        return {str(folder / name): text for folder, texts in found for name, text in texts.items()} if found else None
+
+    @cached_property
+    def _labels(self) -> dict[str, int] | None:
+        """Class labels by path; None where no table has any."""
+        found = [(table.path.parent, table.labels()) for table in self._tables]
+        return {str(folder / name): label for folder, labels in found for name, label in labels.items()} or None
+
+    @cached_property
+    def _tables(self) -> list[Metadata]:
+        """The tables that lie in the images' folders or above."""
         folders = {PurePosixPath(name.rpartition("/")[0]) for name in self.names}
         around = {self.root / each for folder in folders for each in (folder, *folder.parents)}
-        tables = [captions.metadata_file(folder) for folder in sorted(around | {self.top or self.root})]
-        found = [table for table in tables if table]
-        if not found:
-            return None
-        return {str(table.parent / name): text for table in found for name, text in captions.of_table(table).items()}
+        tables = [Metadata.of(folder) for folder in sorted(around | {self.top or self.root})]
+        return [table for table in tables if table]
 
 
 def _holds_image(folder: str) -> bool:

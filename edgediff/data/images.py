@@ -62,6 +62,13 @@ class Source(Images, Protocol):
     def original_sizes(self, indices: Tensor) -> Tensor:
         """Return the height and width (B, 2) int64 of images before they got the `shape`; only of shown ones."""
 
+    @property
+    def has_classes(self) -> bool:
+        """Whether the class of every image is known.
+
+        Raises: BadInputError when what should say it cannot be read.
+        """
+
     def class_labels(self, indices: Tensor) -> Tensor:
         """Return the classes (B,) int64 of images.
 
@@ -110,6 +117,11 @@ class ImageArray:
     def original_sizes(self, indices: Tensor) -> Tensor:
         """Return the height and width (B, 2) int64, which are those of `shape`."""
         return torch.tensor(self.shape[1:]).expand(len(indices), 2)
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether the class of every image is known: always."""
+        return True
 
     def class_labels(self, indices: Tensor) -> Tensor:
         """Return the classes (B,) int64."""

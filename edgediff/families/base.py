@@ -138,6 +138,13 @@ class Family(ABC):
         """Return the names of what the model takes beside sample and timestep."""
         return self.input_names(config)[2:]
 
+    def classes(self, config: Config) -> int:
+        """Return how many classes the model knows, numbered from 0.
+
+        Raises: BadInputError when it is told none.
+        """
+        raise BadInputError(f"models of the family {self.name} are told no classes")
+
     def unconditional(self, config: Config, count: int) -> dict[str, Tensor]:
         """Return the class labels that stand for no class, (count,) int64 by argument name.
 

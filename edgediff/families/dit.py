@@ -99,6 +99,10 @@ class DiT(Transformer):
         output = model(sample, timestep, **conditioning, return_dict=False)[0]
         return output[:, : sample.shape[1]]
 
+    def classes(self, config: Config) -> int:
+        """Return how many classes the model knows, without the embedding that means none."""
+        return config["num_embeds_ada_norm"]
+
     def unconditional(self, config: Config, count: int) -> dict[str, Tensor]:
         """Return the label of the embedding that means no class, (count,) int64."""
         return {"class_labels": torch.full((count,), config["num_embeds_ada_norm"])}

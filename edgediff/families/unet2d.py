@@ -72,6 +72,13 @@ class UNet2D(UNet):
         """Return the prediction (B, C, H, W) in the model's own prediction type."""
         return model(sample, timestep, **conditioning, return_dict=False)[0]
 
+    def classes(self, config: Config) -> int:
+        """Return how many classes a class-conditional model knows.
+
+        Raises: BadInputError for another.
+        """
+        return super().classes(config) if config["num_class_embeds"] is None else config["num_class_embeds"]
+
     def input_names(self, config: Config) -> tuple[str, ...]:
         """Return `sample`, `timestep` and, for a class-conditional model, `class_labels`."""
         return ("sample", "timestep") + (("class_labels",) if config["num_class_embeds"] is not None else ())

@@ -109,5 +109,5 @@ def _is_whole(folder: Path) -> bool:
         for index in folder.rglob("*.safetensors.index.json")
         for shard in read_object(index)["weight_map"].values()
     }
-    at_the_root = (folder / "config.json").is_file()
+    at_the_root = all((folder / name).is_file() for name in ("config.json", "scheduler_config.json"))
     return (at_the_root or all((folder / name).is_dir() for name in needed)) and all(map(Path.is_file, shards))

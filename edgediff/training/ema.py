@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -31,3 +34,15 @@ class EMA:
         """Overwrite the parameters of a model that is not cut with the average."""
         for name, parameter in model.named_parameters():
             parameter.copy_(whole(self.average[name]))
+
+    @contextmanager
+    def inside(self, model: nn.Module) -> Iterator[None]:
+        """Have the average in a model that is not cut within the block, and its own parameters again after it."""
+        own = [parameter.detach().clone() for parameter in model.parameters()]
+        self.copy_to(model)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, value in zip(model.parameters(), own, strict=True):
+                    parameter.copy_(value)

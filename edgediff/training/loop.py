@@ -14,7 +14,7 @@ import copy
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +87,8 @@ def train(
     identity: Mapping[str, Any],
     resume: bool,
     on_step: Callable[[StepRecord], None],
+    snapshots: Collection[int] = (),
+    on_snapshot: Callable[[int], None] = lambda step: None,
 ) -> TrainingResult:
     """Train `model` in place for `config.steps` steps and leave the averaged weights in it.
 
@@ -101,6 +103,9 @@ def train(
           skipped. The trackers' folders go beside it.
           identity: everything the result depends on beside `config`, as JSON; a state of another is refused.
           on_step: called in the main process.
+          snapshots: the numbers of finished steps after which `on_snapshot` is called in the main process, with the
+          averaged weights in `model` for that moment. No state says that such a step is finished before the call has
+          returned, so a training that is killed meanwhile makes the call again.
     Raises: BadInputError when a state exists and `resume` is false, or belongs to another training, or has more
             steps behind it than `config.steps`; for a precision that this device does not train in, and for a launcher
             whose engine keeps a state of its own; MissingExtraError for a tracker that is not installed;
@@ -146,6 +151,13 @@ def train(
             checkpoint.save(path, model=trained, ema=ema, optimizer=optimizer, facts=facts)
             processes.wait_for_everyone()
 
+        def snapshot(step: int) -> None:
+            if cut:
+                copy_buffers(trained, model)
+            with ema.inside(model):
+                if accelerator.is_main_process:
+                    on_snapshot(step)
+
         clock = time.perf_counter()
         for step in range(start, config.steps):
             began = time.perf_counter()
@@ -161,6 +173,8 @@ def train(
                 del values["grad_norm"]  # the scaler skips this step
             update.apply()
             ema.update(step)
+            if step + 1 in snapshots:
+                snapshot(step + 1)
             if lines is not None and show is not None:
                 lines.write(step + 1, values)
                 show(step + 1, values)

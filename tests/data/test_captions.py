@@ -63,7 +63,7 @@ def test_json_lines(divided, column):
     json_lines(divided / "test" / "metadata.jsonl", *named(column, _9="z"))
     images = load(divided)
     assert all_captions(images) == ["a", "b", "c"]
-    assert images.captions(torch.tensor([2, 0, 2])) == ["c", "a", "c"]
+    assert images.captions(torch.tensor([2, 0, 2])) == ["c", "a", "c"] and not images.has_classes
     assert all_captions(load(divided, "test")) == ["z"]
 
 
@@ -130,7 +130,7 @@ def test_no_captions_at_all(divided):
 def test_two_tables_in_one_folder(divided):
     json_lines(divided / "train" / "metadata.jsonl", *named("text", _1="a"))
     (divided / "train" / "metadata.csv").write_text("file_name,text\n1.png,b\n")
-    with pytest.raises(BadInputError, match=r"two tables of captions: `.*metadata\.jsonl`, `.*metadata\.csv`"):
+    with pytest.raises(BadInputError, match=r"two tables of the same images: `.*metadata\.jsonl`, `.*metadata\.csv`"):
         all_captions(load(divided))
 
 
@@ -190,12 +190,47 @@ def test_sub_folders_are_classes_and_the_same_in_both_splits(pictures):
     (folder / "train" / ".thumbnails").mkdir()
     (folder / "train" / ".thumbnails" / "1.png").write_bytes(b"")
     assert all_labels(load(folder)) == [1, 2, 2] and all_labels(load(folder, "test")) == [0, 2]
+    assert load(folder).has_classes
 
 
 def test_an_image_outside_the_classes_is_named(pictures):
     folder = pictures("train/cat/1.png", "train/9.png", "test/1.png")
     with pytest.raises(BadInputError, match=r"class labels are missing for 1 of 2 images, such as `.*9\.png`"):
         all_labels(load(folder))
+    assert not load(folder).has_classes
+
+
+def test_labels_of_a_table_come_before_sub_folders_and_keep_their_numbers(pictures):
+    folder = pictures("train/cat/1.png", "train/dog/1.png", "test/dog/1.png")
+    json_lines(folder / "train" / "metadata.jsonl", *named("label", **{"cat/1": 7, "dog/1": 3}))
+    assert all_labels(load(folder)) == [7, 3]
+    json_lines(folder / "train" / "metadata.jsonl", *named("text", **{"cat/1": "a cat", "dog/1": "a dog"}))
+    assert all_labels(load(folder)) == [0, 1]
+
+
+def test_labels_of_a_spreadsheet_beside_captions(divided):
+    (divided / "train" / "metadata.csv").write_text("file_name,text,label\n1.png,a,2\n2.png,b,0\n3.png,c,10\n")
+    assert all_labels(load(divided)) == [2, 0, 10] and all_captions(load(divided)) == ["a", "b", "c"]
+
+
+def test_labels_that_a_table_leaves_out_are_counted_and_one_is_named(divided):
+    json_lines(divided / "train" / "metadata.jsonl", *named("label", _1=2, _2=-1, _3=None))
+    with pytest.raises(BadInputError, match=r"class labels are missing for 2 of 3 images, .*2\.png`") as caught:
+        all_labels(load(divided))
+    assert "metadata.jsonl" in caught.value.hint
+
+
+@pytest.mark.parametrize("label", ["dog", 1.5, True, -3])
+def test_labels_of_a_table_that_are_no_numbers(divided, label):
+    json_lines(divided / "train" / "metadata.jsonl", *named("label", _1=label))
+    with pytest.raises(BadInputError, match=r"class label is no number in `.*metadata\.jsonl`"):
+        all_labels(load(divided))
+
+
+def test_two_labels_of_one_image(divided):
+    json_lines(divided / "train" / "metadata.jsonl", *named("label", _1=1), *named("label", _1=2))
+    with pytest.raises(BadInputError, match=r"two class labels of one image: `1\.png`"):
+        all_labels(load(divided))
 
 
 @pytest.fixture

@@ -75,7 +75,22 @@ def test_a_test_folder_comes_before_a_validation_folder(tmp_path, picture):
     assert names(load(tmp_path, "test")) == [str(tmp_path / "test" / "1.png")]
 
 
-def test_a_folder_called_train_alone_divides_nothing(tmp_path, picture):
+def test_a_folder_called_train_with_all_images_is_divided_and_no_class(tmp_path, picture):
+    for name in ("cat", "dog"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for number in range(20):
+            (tmp_path / "train" / name / f"{number}.png").write_bytes(picture(number))
+    (tmp_path / "README.md").write_text("about them")
+    (tmp_path / ".cache").mkdir()
+    for images in (load(tmp_path), load(tmp_path, "test")):
+        labels = images.class_labels(torch.arange(len(images))).tolist()
+        assert labels == [int("/dog/" in name) for name in names(images)] and set(labels) == {0, 1}
+    assert len(load(tmp_path)) + len(load(tmp_path, "test")) == 40
+    (tmp_path / "train" / "bird.png").write_bytes(picture(1))
+    assert not load(tmp_path).has_classes
+
+
+def test_a_folder_called_train_beside_others_divides_nothing(tmp_path, picture):
     """It may be a class: trains beside cars."""
     for part in ("train", "car"):
         (tmp_path / part).mkdir()

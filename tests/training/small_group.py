@@ -18,9 +18,13 @@ HALF = CONFIG.model_copy(update={"batch_size": 4})  # of each of two processes: 
 
 def outcome(folder: Path, **arguments) -> dict:
     """Train, and say in plain data how it ended."""
-    steps = []
+    steps, kept = [], {}
+    told = {
+        "on_step": lambda record: steps.append(record.step),
+        "on_snapshot": lambda step, network: kept.update({step: weights(network)}),
+    }
     try:
-        network, result = run(folder, on_step=lambda record: steps.append(record.step), **arguments)
+        network, result = run(folder, **told, **arguments)
     except EdgeDiffError as error:
         return {"error": type(error).__name__, "message": error.message, "hint": error.hint, "steps": steps}
     return {
@@ -29,6 +33,7 @@ def outcome(folder: Path, **arguments) -> dict:
         "global_batch": result.global_batch,
         "processes": [part["processes"] for part in result.settings],
         "steps": steps,
+        "snapshots": kept,
     }
 
 
@@ -119,7 +124,7 @@ def main(folder: Path) -> None:
 
     together(1, lambda rank: outcome(folder / "taken over", config=CONFIG, before=interrupt(1, 5), **plain))
     told = {
-        "plain": pair("plain", **plain),
+        "plain": pair("plain", snapshots=(20, 40), **plain),
         "straight": pair("straight"),
         "killed": pair("killed", lambda rank: {"before": kill(rank, 9)}),
         "killed, resumed": pair("killed", resume=True),
@@ -128,7 +133,7 @@ def main(folder: Path) -> None:
         "broken": pair("broken", lambda rank: broken_in(rank, 5)),
         "at odds": pair("at odds", lambda rank: {"identity": {**IDENTITY, "data": f"of process {rank}"}}),
         "sharded": pair("sharded", interrupted, train=sharded, **plain),
-        "sharded, resumed": pair("sharded", train=sharded, resume=True, **plain),
+        "sharded, resumed": pair("sharded", train=sharded, resume=True, snapshots=(20, 40), **plain),
     }
     print(json.dumps(told))
 

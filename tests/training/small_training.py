@@ -69,6 +69,8 @@ def run(
     identity: dict | None = None,
     network: nn.Module | None = None,
     on_step=lambda record: None,
+    snapshots=(),
+    on_snapshot=lambda step, network: None,
 ) -> tuple[nn.Module, TrainingResult]:
     """Train in `folder`, with a call of `before(step)` in the middle of every step.
 
@@ -89,6 +91,8 @@ def run(
         identity=IDENTITY if identity is None else identity,
         resume=resume,
         on_step=on_step,
+        snapshots=snapshots,
+        on_snapshot=lambda step: on_snapshot(step, network),
     )
     return network, result
 

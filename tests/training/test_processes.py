@@ -143,6 +143,13 @@ def test_sharded_training_is_plain_training(groups, alone):
     assert {said["weights"] for said in told["sharded, resumed"]} == {small_group.weights(network)}
 
 
+@pytest.mark.parametrize("name", ["plain", "sharded, resumed"])
+def test_the_main_process_keeps_snapshots_of_the_whole_average(groups, name):
+    main, other = groups[1][name]
+    assert list(main["snapshots"]) == ["20", "40"] and main["snapshots"]["40"] == main["weights"]
+    assert main["snapshots"]["20"] != main["weights"] and other["snapshots"] == {}
+
+
 def test_accelerate_launch_ends_with_an_error_when_a_process_is_killed(tmp_path):
     """Exit code 1 at once, the survivor's words, and a state from which the same command goes on."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]

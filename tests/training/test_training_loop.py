@@ -101,6 +101,38 @@ def test_the_average_equals_a_plain_loop():
     assert model.weight.item() == ema.average["weight"].item()
 
 
+def test_a_snapshot_is_the_average_of_its_step_and_leaves_the_training_as_it_was(tmp_path):
+    config = changed(lr_schedule="constant")  # the cosine's shape depends on the steps
+    seen = {}
+    network, _ = run(
+        tmp_path / "watched",
+        config=config,
+        snapshots=(7, 8, 40),
+        on_snapshot=lambda step, model: seen.update({step: weights(model)}),
+    )
+    unwatched, _ = run(tmp_path / "unwatched", config=config)
+    assert weights(network) == weights(unwatched) == seen[40] and log_of(tmp_path / "watched") == log_of(
+        tmp_path / "unwatched"
+    )
+    short, _ = run(tmp_path / "short", config=changed(lr_schedule="constant", steps=7))
+    assert list(seen) == [7, 8, 40] and seen[7] == weights(short) != seen[8]
+
+
+def test_a_snapshot_that_was_interrupted_is_made_again_and_the_same(tmp_path):
+    seen = []
+
+    def fail_once(step, model):
+        seen.append((step, weights(model)))
+        if len(seen) == 2:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        run(tmp_path, snapshots=(4, 8, 12), on_snapshot=fail_once)  # states are saved at the very same steps
+    assert checkpoint.finished_steps(tmp_path / "checkpoints") == 4
+    run(tmp_path, resume=True, snapshots=(4, 8, 12), on_snapshot=fail_once)
+    assert [step for step, _ in seen] == [4, 8, 8, 12] and seen[1] == seen[2]
+
+
 def test_the_state_has_its_agreed_form(tmp_path):
     """States of longer trainings outlive changes of the code, so the names in the file are a format."""
     halfway(tmp_path)
