@@ -2,17 +2,18 @@
 
     taskset -c 0 python benchmarks/budget_search.py [fashion-ddpm] [dit-small]
 
-Profiles are kept in `results/budget-search/` and used again. The student of every budget is then exported and timed in
-turns with the teacher, as `edgediff bench` does, without the other students, which would cost both their caches; the
-error is that of the share of the teacher's latency in the same rounds. `dit-small` has random weights, which changes
+Profiles are kept in `results/budget-search/` and used again. The student of every budget is found twice: by the profile
+alone, as with another machine's profile, and as `prune` does where the device is at hand, measuring what was found and
+searching on until both agree. Both are then timed anew in turns with the teacher, as `edgediff bench` does: their share
+of the teacher's step in the same rounds, times its step in the profile. `dit-small` has random weights, which changes
 neither its latency nor how it is predicted.
 """
 
 from __future__ import annotations
 
-import statistics
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from edgediff import model_folder, teacher
 from edgediff.artifacts import made, write_json
 from edgediff.backends.memory import peak_memory_mib
 from edgediff.backends.onnx_graph import tidy, write_graph
-from edgediff.budgets.choice import choose
-from edgediff.budgets.measure import clock_of, feeds_of, load, side_by_side, undisturbed
+from edgediff.budgets.agreement import agreed
+from edgediff.budgets.choice import Choice, choose
+from edgediff.budgets.measure import beside, clock_of
+from edgediff.families import Config, Family
 from edgediff.model_folder import Loaded
 from edgediff.output import Output
 from edgediff.profile import profile
@@ -49,66 +52,62 @@ def folder_of(name: str, temporary: Path) -> str:
     return str(temporary / name)
 
 
-def graph_of(family: Any, config: Any, path: Path) -> Path:
-    """Return a graph as `edgediff export` writes it, of random weights."""
-    path.parent.mkdir()
-    write_graph(family.build(config).eval(), family, path, ExportConfig().opset)
-    tidy(path)
-    return path
-
-
 def searched(name: str, loaded: Loaded, source: str, temporary: Path, output: Output) -> dict[str, Any]:
     family, config = loaded.family, dict(loaded.model.config)
     table = profile(source, RESULTS / f"profile-{name}.json", THREADS, output)
     scores = importance_scores("magnitude", loaded.model, family)
-    shares = BUDGETS[name]
-    choices = {
-        share: choose(family, config, PruneConfig(latency_ms=share * table.teacher_ms), table, scores)
-        for share in shares
-    }
-    graphs = {"teacher": graph_of(family, config, temporary / f"{name}-teacher" / "model.onnx")}
-    for share, choice in choices.items():
-        shallow = family.without_blocks(config, choice.removed).config if choice.removed else config
-        student = family.student_config(shallow, choice.widths)
-        graphs[f"{share:.0%}"] = graph_of(family, student, temporary / f"{name}-{share}" / "model.onnx")
-        output.say(f"{name}, {share:.0%}: exported")
-    runs = {key: load(graph, feeds_of(family, config), THREADS) for key, graph in graphs.items()}
     rows = []
-    for share, choice in choices.items():
-        found, whole = choice.record.found, choice.record.teacher
-        key = f"{share:.0%}"
-        times = side_by_side({each: runs[each] for each in ("teacher", key)}, THREADS)
-        ratios = [own / of_teacher for own, of_teacher in zip(times[key], times["teacher"], strict=True)]
-        peak = peak_memory_mib("onnxruntime", graphs[key], batch_size=1, threads=THREADS) * 2**20 / 1e6
-        predicted_share = found.costs["latency_ms"] / whole["latency_ms"]
-        measured_share = statistics.median(ratios)
-        rows.append(
-            {
-                "budget_ms": choice.record.budgets["latency_ms"],
-                "budget_share": share,
-                "widths": list(choice.widths.values()),
-                "blocks_removed": list(choice.removed),
-                "importance_kept": found.importance_kept,
-                "params": found.costs["params"],
-                "macs": found.costs["macs"],
-                "predicted_ms": found.costs["latency_ms"],
-                "measured_ms": undisturbed(times[key]),
-                "teacher_ms": undisturbed(times["teacher"]),
-                "rounds": len(ratios),
-                "predicted_share": predicted_share,
-                "measured_share": measured_share,
-                "latency_error": predicted_share / measured_share - 1,
-                "predicted_mb": found.costs["memory_mb"],
-                "measured_mb": peak,
-                "memory_error": found.costs["memory_mb"] / peak - 1,
-                "pareto_points_passed": len(choice.record.passed),
-            }
-        )
+    with beside(family, config, THREADS) as share:
+
+        def measured(choice: Choice) -> float:
+            return table.teacher_ms * share(student(family, config, choice))
+
+        for budget in BUDGETS[name]:
+            settings = PruneConfig(latency_ms=budget * table.teacher_ms)
+            profiled = partial(choose, family, config, settings, table, scores, output)
+            unchecked = profiled(None)
+            choice = agreed(profiled, measured, output)
+            rows.append(
+                {
+                    "budget_ms": settings.latency_ms,
+                    "budget_share": budget,
+                    "by_profile_alone": row(unchecked, measured(unchecked)),
+                    **row(choice, measured(choice)),  # anew: the search has seen its own measurement
+                    "memory_mb": memory(family, student(family, config, choice), choice, temporary / str(budget)),
+                    "pareto_points_passed": len(choice.record.passed),
+                }
+            )
+    return {"profile": f"profile-{name}.json", "teacher_ms_in_profile": table.teacher_ms, "budgets": rows}
+
+
+def student(family: Family, config: Config, choice: Choice) -> Config:
+    shallow = family.without_blocks(config, choice.removed).config if choice.removed else config
+    return family.student_config(shallow, choice.widths)
+
+
+def row(choice: Choice, measured_ms: float) -> dict[str, Any]:
+    found = choice.record.found
     return {
-        "profile": f"profile-{name}.json",
-        "teacher_ms_in_profile": table.teacher_ms,
-        "budgets": rows,
+        "widths": list(choice.widths.values()),
+        "blocks_removed": list(choice.removed),
+        "importance_kept": found.importance_kept,
+        "params": found.costs["params"],
+        "macs": found.costs["macs"],
+        "predicted_ms": found.costs["latency_ms"],
+        "measured_ms": measured_ms,
+        "latency_error": found.costs["latency_ms"] / measured_ms - 1,
     }
+
+
+def memory(family: Family, config: Config, choice: Choice, folder: Path) -> dict[str, float]:
+    """Return the predicted and the measured peak of the student's process, in MB."""
+    folder.mkdir()
+    graph = folder / "model.onnx"
+    write_graph(family.build(config).eval(), family, graph, ExportConfig().opset)
+    tidy(graph)
+    peak = peak_memory_mib("onnxruntime", graph, batch_size=1, threads=THREADS) * 2**20 / 1e6
+    predicted = choice.record.found.costs["memory_mb"]
+    return {"predicted": predicted, "measured": peak, "error": predicted / peak - 1}
 
 
 def main(names: list[str]) -> None:
@@ -128,16 +127,17 @@ def main(names: list[str]) -> None:
         }
         write_json(RESULTS / f"{name}.json", result)
         print(f"{name}: teacher {result['teacher_ms_in_profile']:.2f} ms in the profile")
-        for row in result["budgets"]:
-            widths = ", ".join(map(str, row["widths"]))
-            print(
-                f"  {row['budget_share']:4.0%} ({row['budget_ms']:5.2f} ms): widths ({widths}), "
-                f"{len(row['blocks_removed'])} blocks removed, importance {row['importance_kept']:.1%}; latency "
-                f"predicted {row['predicted_ms']:.2f} ms = {row['predicted_share']:.1%}, "
-                f"measured {row['measured_ms']:.2f} of {row['teacher_ms']:.2f} ms = {row['measured_share']:.1%}, "
-                f"error {row['latency_error']:+.1%}; memory predicted {row['predicted_mb']:.1f}, "
-                f"measured {row['measured_mb']:.1f} MB, {row['memory_error']:+.1%}"
-            )
+        for found in result["budgets"]:
+            print(f"  {found['budget_share']:4.0%} ({found['budget_ms']:5.2f} ms)")
+            for label, of in (("by profile", found["by_profile_alone"]), ("and measuring", found)):
+                widths = ", ".join(map(str, of["widths"]))
+                print(
+                    f"      {label:14} widths ({widths}), {len(of['blocks_removed'])} blocks removed, importance "
+                    f"{of['importance_kept']:.1%}; predicted {of['predicted_ms']:.2f} ms, measured "
+                    f"{of['measured_ms']:.2f} ms, error {of['latency_error']:+.1%}"
+                )
+            of = found["memory_mb"]
+            print(f"      memory predicted {of['predicted']:.1f}, measured {of['measured']:.1f} MB, {of['error']:+.1%}")
 
 
 if __name__ == "__main__":

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from edgediff import model_folder, roles, samples, teacher
-from edgediff.artifacts import atomic_folder, read_json, sha256, up_to_date, write_manifest
+from edgediff.artifacts import atomic_folder, cpu_name, read_json, sha256, up_to_date, write_manifest
 from edgediff.backends import best_device
-from edgediff.budgets.choice import choose
+from edgediff.budgets.agreement import agreed
+from edgediff.budgets.choice import Choice, choose
+from edgediff.budgets.measure import beside
+from edgediff.budgets.space import Student
 from edgediff.budgets.table import LatencyTable, read_table
 from edgediff.data.images import Images
 from edgediff.data.order import evenly
-from edgediff.families import DepthCut
+from edgediff.families import Config, DepthCut
 from edgediff.metrics.cost import model_cost, parameter_bytes, parameter_count
 from edgediff.model_folder import Loaded
 from edgediff.output import Output, number
@@ -186,12 +190,37 @@ def _within_budgets(
     family, depth = loaded.family, None
     scores = _scores(model, settings, loaded, images, output)
     output.stage("prune", f"looking for the student within {_worded(settings)}, among {settings.search}")
-    choice = choose(family, model.config, settings, table, scores, output)
+
+    def find(measured: Mapping[Student, float]) -> Choice:
+        return choose(family, model.config, settings, table, scores, output, measured)
+
+    if table is not None and settings.latency_ms is not None and table.device == cpu_name():
+        choice = _measured_choice(find, model.config, loaded, table, output)
+    else:
+        choice = find({})
     if choice.removed:
         model, depth = prune_depth(model, family, family.without_blocks(model.config, choice.removed))
         scores = _scores(model, settings, loaded, images, output)
     student, report = prune_width(model, family, choice.widths, scores)
     return student, report, depth, choice.record
+
+
+def _measured_choice(
+    find: Callable[[Mapping[Student, float]], Choice],
+    config: Config,
+    loaded: Loaded,
+    table: LatencyTable,
+    output: Output,
+) -> Choice:
+    """Return the choice on which profile and measurement agree, of students of a model with this config."""
+    family = loaded.family
+    with beside(family, loaded.model.config, table.threads) as share:
+
+        def measure(choice: Choice) -> float:
+            shallow = family.without_blocks(config, choice.removed).config if choice.removed else config
+            return share(family.student_config(shallow, choice.widths)) * table.teacher_ms
+
+        return agreed(find, measure, output)
 
 
 def _scores(model: Any, settings: PruneConfig, loaded: Loaded, images: Images | None, output: Output) -> Scores:

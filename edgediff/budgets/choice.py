@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from edgediff.budgets.costs import CostModel
@@ -21,11 +21,12 @@ from edgediff.results import Search, SearchPoint
 
 @dataclass(frozen=True)
 class Choice:
-    """What goes: blocks first, then channels down to these widths; and the record of the search."""
+    """What goes: blocks first, then channels down to these widths; the record of the search, and its student."""
 
     removed: tuple[str, ...]
     widths: Widths
     record: Search
+    student: Student
 
 
 def choose(
@@ -35,6 +36,7 @@ def choose(
     table: LatencyTable | None,
     scores: Scores | None,
     output: Output = QUIET,
+    measured: Mapping[Student, float] | None = None,
 ) -> Choice:
     """Return the student within `settings.budgets`.
 
@@ -42,11 +44,12 @@ def choose(
           table: the device's profile; needed for latency and memory.
           scores: importance of every parameter of that model; None, before it is known: all channels matter the same.
           output: where the search shows how far it is.
+          measured: students whose steps were measured beside the profile, in ms of its device.
     Raises: BadInputError, with the reachable range, for budgets that no student meets, or that this model meets whole.
     """
     budgets = settings.budgets
     space = Space(family, config, blocks=settings.search == "widths_and_blocks" and settings.depth is None)
-    cost, kept = CostModel(space, table, output), Kept(space, scores, output)
+    cost, kept = CostModel(space, table, output, measured), Kept(space, scores, output)
     teacher = Point(space.teacher, cost(space.teacher), kept(space.teacher))
     if within(teacher.costs, budgets):
         asked = ", ".join(f"{name} {value:,g}, teacher: {teacher.costs[name]:,.4g}" for name, value in budgets.items())
@@ -75,7 +78,7 @@ def choose(
         passed=[shown(point) for point in passed],
     )
     removed = tuple(block for block in space.blocks if block in found.student.removed)
-    return Choice(removed, space.widths(found.student), record)
+    return Choice(removed, space.widths(found.student), record, found.student)
 
 
 def _largest_uniform(

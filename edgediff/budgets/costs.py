@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgediff.budgets.blocks import REST, lies_in, work
 from edgediff.budgets.space import Polynomials, Space, Student
-from edgediff.budgets.table import LatencyTable, Memory, Predictor, nearest
+from edgediff.budgets.table import LatencyTable, Memory, Predictor, nearest, teacher_digest
 from edgediff.families import Config
 from edgediff.output import QUIET, Output
 
@@ -56,10 +56,16 @@ class Works:
 class CostModel:
     """Student → params, macs and, with a profile, latency_ms of a step and memory_mb, both at batch 1."""
 
-    def __init__(self, space: Space, table: LatencyTable | None = None, output: Output = QUIET) -> None:
-        """Take the profile of this very teacher, where there is one."""
+    def __init__(
+        self,
+        space: Space,
+        table: LatencyTable | None = None,
+        output: Output = QUIET,
+        measured: Mapping[Student, float] | None = None,
+    ) -> None:
+        """Take the profile of this very teacher, where there is one, and students measured beside it, in ms a step."""
         self.works = Works(space, output)
-        self.latency = Latency(space, self.works, table) if table else None
+        self.latency = Latency(space, self.works, table, measured or {}) if table else None
         self.memory = Memory(table) if table else None
 
     def __call__(self, student: Student) -> dict[str, float]:
@@ -74,23 +80,26 @@ class CostModel:
 
 
 class Latency:
-    """Student → milliseconds of a step: its blocks, corrected by how far their sum is off at the nearest probes."""
+    """Student → milliseconds of a step: its blocks, corrected by how far their sum is off at the nearest known step."""
 
-    def __init__(self, space: Space, works: Works, table: LatencyTable) -> None:
-        """Sum up the blocks of every student that was measured whole."""
+    def __init__(self, space: Space, works: Works, table: LatencyTable, measured: Mapping[Student, float]) -> None:
+        """Sum up the blocks of every student whose step is known as a whole."""
         self.works, self.predict = works, Predictor(table.blocks)
-        probes = [
-            Student(tuple(probe.widths[axis[0]] for axis in space.axes), frozenset(probe.blocks_removed))
-            for probe in table.probes
-        ]
-        self.places = np.log([probe.widths for probe in probes])
-        sums = np.array([self._sum(probe, works(probe)) for probe in probes])
-        self.errors = np.array([probe.step_ms for probe in table.probes]) / sums
+        known = dict(measured)
+        if teacher_digest(space.config) == table.teacher_config:  # and not a cut of it, whose students are others
+            for probe in table.probes:
+                widths = tuple(probe.widths[axis[0]] for axis in space.axes)
+                known.setdefault(Student(widths, frozenset(probe.blocks_removed)), probe.step_ms)
+        self.places = [np.log(student.widths) for student in known]
+        self.errors = np.array([ms / self._sum(student, works(student)) for student, ms in known.items()])
 
     def __call__(self, student: Student, rows: NDArray[np.float64]) -> float:
         """Return the latency of a student whose blocks' work is `rows`, as `Works` gives it."""
-        distances = ((self.places - np.log(student.widths)) ** 2).sum(1)
-        return self._sum(student, rows) * nearest(distances, self.errors)
+        total = self._sum(student, rows)
+        if not self.places:
+            return total
+        distances = ((np.array(self.places) - np.log(student.widths)) ** 2).sum(1)
+        return total * nearest(distances, self.errors)
 
     def _sum(self, student: Student, rows: NDArray[np.float64]) -> float:
         places = self.works.staying(student.removed)

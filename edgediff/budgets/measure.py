@@ -6,13 +6,15 @@ a block finds the caches as it would within the whole, and whatever slows the ma
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import tempfile
 import time
 from ast import literal_eval
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -117,6 +119,31 @@ def measure(family: Family, config: Config, teacher: str, threads: int, output: 
             for row in _rows(space, works, student, step * teacher_ms, times)
         ],
     )
+
+
+@contextmanager
+def beside(family: Family, teacher_config: Config, threads: int) -> Iterator[Callable[[Config], float]]:
+    """Give what measures a student's config: its step as a share of the teacher's, both timed in turns.
+
+    Both have random weights, which change no latency.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+
+        def exported(config: Config, name: str) -> Run:
+            graph = Path(folder) / name / "model.onnx"
+            graph.parent.mkdir()
+            built = family.build(config).eval()
+            write_graph(built, family, graph, ExportConfig().opset)
+            return load(graph, feeds_of(family, built.config), threads)
+
+        reference, numbers = exported(teacher_config, TEACHER), itertools.count()
+
+        def share(config: Config) -> float:
+            runs = {WHOLE: exported(config, str(next(numbers))), TEACHER: reference}
+            times = side_by_side(runs, threads)
+            return statistics.median(own / whole for own, whole in zip(times[WHOLE], times[TEACHER], strict=True))
+
+        yield share
 
 
 def probes(space: Space, works: Works) -> list[Student]:
