@@ -27,7 +27,7 @@ from edgediff.backends.onnx_graph import tidy, write_graph
 from edgediff.budgets.agreement import agreed
 from edgediff.budgets.choice import Choice, choose
 from edgediff.budgets.measure import beside, clock_of
-from edgediff.families import Config, Family
+from edgediff.families import Family
 from edgediff.model_folder import Loaded
 from edgediff.output import Output
 from edgediff.profile import profile
@@ -60,7 +60,7 @@ def searched(name: str, loaded: Loaded, source: str, temporary: Path, output: Ou
     with beside(family, config, THREADS) as share:
 
         def measured(choice: Choice) -> float:
-            return table.teacher_ms * share(student(family, config, choice))
+            return table.teacher_ms * share(choice.student_config)
 
         for budget in BUDGETS[name]:
             settings = PruneConfig(latency_ms=budget * table.teacher_ms)
@@ -73,16 +73,11 @@ def searched(name: str, loaded: Loaded, source: str, temporary: Path, output: Ou
                     "budget_share": budget,
                     "by_profile_alone": row(unchecked, measured(unchecked)),
                     **row(choice, measured(choice)),  # anew: the search has seen its own measurement
-                    "memory_mb": memory(family, student(family, config, choice), choice, temporary / str(budget)),
+                    "memory_mb": memory(family, choice, temporary / str(budget)),
                     "pareto_points_passed": len(choice.record.passed),
                 }
             )
     return {"profile": f"profile-{name}.json", "teacher_ms_in_profile": table.teacher_ms, "budgets": rows}
-
-
-def student(family: Family, config: Config, choice: Choice) -> Config:
-    shallow = family.without_blocks(config, choice.removed).config if choice.removed else config
-    return family.student_config(shallow, choice.widths)
 
 
 def row(choice: Choice, measured_ms: float) -> dict[str, Any]:
@@ -99,11 +94,11 @@ def row(choice: Choice, measured_ms: float) -> dict[str, Any]:
     }
 
 
-def memory(family: Family, config: Config, choice: Choice, folder: Path) -> dict[str, float]:
+def memory(family: Family, choice: Choice, folder: Path) -> dict[str, float]:
     """Return the predicted and the measured peak of the student's process, in MB."""
     folder.mkdir()
     graph = folder / "model.onnx"
-    write_graph(family.build(config).eval(), family, graph, ExportConfig().opset)
+    write_graph(family.build(choice.student_config).eval(), family, graph, ExportConfig().opset)
     tidy(graph)
     peak = peak_memory_mib("onnxruntime", graph, batch_size=1, threads=THREADS) * 2**20 / 1e6
     predicted = choice.record.found.costs["memory_mb"]

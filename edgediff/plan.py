@@ -81,9 +81,7 @@ def outline(recipe: Recipe, measured: Path | None = None) -> Outline:
         widths = widths_in_order(family, shallow, recipe.prune.widths)
         return Outline(family, config, family.student_config(shallow, widths), widths)
     choice = choose(family, shallow, recipe.prune, _table(recipe, config, measured), None)
-    if choice.removed:
-        shallow = family.without_blocks(shallow, choice.removed).config
-    return Outline(family, config, family.student_config(shallow, choice.widths), choice.widths, choice.record)
+    return Outline(family, config, choice.student_config, choice.widths, choice.record)
 
 
 def outlines(recipe: Recipe, measured: Path | None = None) -> list[Outline]:

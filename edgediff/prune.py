@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from edgediff.budgets.space import Student
 from edgediff.budgets.table import LatencyTable, read_table
 from edgediff.data.images import Images
 from edgediff.data.order import evenly
-from edgediff.families import Config, DepthCut
+from edgediff.families import DepthCut
 from edgediff.metrics.cost import model_cost, parameter_bytes, parameter_count
 from edgediff.model_folder import Loaded
 from edgediff.output import Output, number
@@ -195,7 +195,8 @@ def _within_budgets(
         return choose(family, model.config, settings, table, scores, output, measured)
 
     if table is not None and settings.latency_ms is not None and table.device == cpu_name():
-        choice = _measured_choice(find, model.config, loaded, table, output)
+        with beside(family, loaded.model.config, table.threads) as share:
+            choice = agreed(find, lambda found: share(found.student_config) * table.teacher_ms, output)
     else:
         choice = find({})
     if choice.removed:
@@ -203,24 +204,6 @@ def _within_budgets(
         scores = _scores(model, settings, loaded, images, output)
     student, report = prune_width(model, family, choice.widths, scores)
     return student, report, depth, choice.record
-
-
-def _measured_choice(
-    find: Callable[[Mapping[Student, float]], Choice],
-    config: Config,
-    loaded: Loaded,
-    table: LatencyTable,
-    output: Output,
-) -> Choice:
-    """Return the choice on which profile and measurement agree, of students of a model with this config."""
-    family = loaded.family
-    with beside(family, loaded.model.config, table.threads) as share:
-
-        def measure(choice: Choice) -> float:
-            shallow = family.without_blocks(config, choice.removed).config if choice.removed else config
-            return share(family.student_config(shallow, choice.widths)) * table.teacher_ms
-
-        return agreed(find, measure, output)
 
 
 def _scores(model: Any, settings: PruneConfig, loaded: Loaded, images: Images | None, output: Output) -> Scores:

@@ -484,23 +484,10 @@ def test_a_hub_that_is_not_reached(half, serve, tmp_path):
 # What people see
 
 
-@pytest.fixture
-def edgediff(monkeypatch, capsys):
-    """A function (*arguments) → (exit code, stdout, stderr) of the command, in this process."""
-    from edgediff import cli
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["edgediff", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch):
+    """Tables whose lines are not folded."""
+    monkeypatch.setenv("COLUMNS", "200")
 
 
 def test_all_teachers_are_listed(edgediff):

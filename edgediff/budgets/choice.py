@@ -21,12 +21,16 @@ from edgediff.results import Search, SearchPoint
 
 @dataclass(frozen=True)
 class Choice:
-    """What goes: blocks first, then channels down to these widths; the record of the search, and its student."""
+    """What goes: blocks first, then channels down to these widths.
+
+    Also the record of the search, and its student: as a point of the space, and as a stock config.
+    """
 
     removed: tuple[str, ...]
     widths: Widths
     record: Search
     student: Student
+    student_config: Config
 
 
 def choose(
@@ -78,7 +82,7 @@ def choose(
         passed=[shown(point) for point in passed],
     )
     removed = tuple(block for block in space.blocks if block in found.student.removed)
-    return Choice(removed, space.widths(found.student), record, found.student)
+    return Choice(removed, space.widths(found.student), record, found.student, space.student_config(found.student))
 
 
 def _largest_uniform(

@@ -74,11 +74,7 @@ def measure(family: Family, config: Config, teacher: str, threads: int, output: 
         graphs = [Path(folder) / str(index) / "model.onnx" for index in range(len(students))]
         feeds = []
         for student, graph in zip(students, graphs, strict=True):
-            graph.parent.mkdir()
-            built = family.build(space.student_config(student)).eval()
-            write_graph(built, family, graph, ExportConfig().opset)
-            feeds.append(feeds_of(family, built.config))
-            del built
+            feeds.append(_export(family, space.student_config(student), graph))
             progress.advance(note=f"exported {_named(student)}")
         empty = _empty_graph(Path(folder) / "empty.onnx")
         others: Runs = {
@@ -131,10 +127,7 @@ def beside(family: Family, teacher_config: Config, threads: int) -> Iterator[Cal
 
         def exported(config: Config, name: str) -> Run:
             graph = Path(folder) / name / "model.onnx"
-            graph.parent.mkdir()
-            built = family.build(config).eval()
-            write_graph(built, family, graph, ExportConfig().opset)
-            return load(graph, feeds_of(family, built.config), threads)
+            return load(graph, _export(family, config, graph), threads)
 
         reference, numbers = exported(teacher_config, TEACHER), itertools.count()
 
@@ -198,6 +191,14 @@ def feeds_of(family: Family, config: Config) -> Feeds:
     """Return the inputs of an exported graph for one image."""
     inputs = family.example_inputs(config)
     return {name: inputs[name].numpy() for name in family.input_names(config)}
+
+
+def _export(family: Family, config: Config, graph: Path) -> Feeds:
+    """Write the graph of a model of random weights into a folder of its own; return its inputs for one image."""
+    graph.parent.mkdir()
+    built = family.build(config).eval()
+    write_graph(built, family, graph, ExportConfig().opset)
+    return feeds_of(family, built.config)
 
 
 def _shorter(space: Space, works: Works) -> frozenset[str]:

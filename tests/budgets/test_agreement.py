@@ -3,25 +3,14 @@
 from dataclasses import replace
 
 import pytest
-from budget_models import UNET, every_student, made_up_table, small_config
+from budget_models import UNET, every_student
 
 from edgediff.budgets.agreement import CLOSE, MOST, agreed
 from edgediff.budgets.choice import choose
-from edgediff.budgets.costs import CostModel, Works
-from edgediff.budgets.measure import beside, probes
-from edgediff.budgets.space import Space
+from edgediff.budgets.costs import CostModel
+from edgediff.budgets.measure import beside
 from edgediff.output import QUIET
 from edgediff.recipe import PruneConfig
-
-
-@pytest.fixture(scope="module")
-def space():
-    return Space(UNET, small_config(), blocks=True)
-
-
-@pytest.fixture(scope="module")
-def table(space):
-    return made_up_table(UNET, space.config, probes(space, Works(space)))
 
 
 def search_with(space, table, budget):

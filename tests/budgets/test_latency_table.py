@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from budget_models import UNET, every_student, made_up_table, price, small_config
+from budget_models import every_student, price, small_config
 from diffusers import DDPMScheduler, DiTTransformer2DModel
 from small_transformers import SMALL_DIT
 
@@ -16,16 +16,6 @@ from edgediff.budgets.space import Space
 from edgediff.budgets.table import LatencyTable, read_table
 from edgediff.errors import BadInputError
 from edgediff.profile import profile
-
-
-@pytest.fixture(scope="module")
-def space():
-    return Space(UNET, small_config(), blocks=True)
-
-
-@pytest.fixture(scope="module")
-def table(space):
-    return made_up_table(UNET, space.config, probes(space, Works(space)))
 
 
 def test_measured_students_are_predicted_as_they_were_measured(space, table):
