@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from narrow_convolution import adopt
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -186,7 +187,7 @@ def larger(ratio: float) -> list[Cell]:
 def tuning() -> list[Cell]:
     """Learning rates and weights, in short runs on a seed that no table uses."""
     found = []
-    for rate in (1e-3, 2e-3, 4e-3):
+    for rate in (1e-3, 2e-3, 4e-3, 8e-3):
         found += [Cell(method, 100, "tune", steps=SHORT, learning_rate=rate) for method in METHODS]
         found += [Cell(method, 100, "tune", steps=SHORT, distill=V, learning_rate=rate) for method in RIVALS_IN_V]
     for method in ("output", "place", "lift", "feature", "attention", "multi_scale"):
@@ -281,6 +282,7 @@ def run_cell(bench: Bench, cell: Cell) -> None:
     big, settings = bench.teacher(cell.teacher), recipe.distill.training
     prune(run, recipe, bench.output)
     student = starting_student(model_folder.load(run.pruned), recipe.distill)
+    adopt(student.model)
     objective = Distillation(student, [big], recipe.distill)
     targets = bench.work / "targets" / Path(cell.teacher).name
     batches = taught_batches(student, [big], bench.train, recipe, targets, bench.output.say)
@@ -306,6 +308,7 @@ def run_cell(bench: Bench, cell: Cell) -> None:
         model_folder.save(folder / "student", student.model, student.scheduler)
         (folder / "speed.json").write_text(json.dumps({"steps_per_second": result.steps_per_second}))
     student = model_folder.load(folder / "student")
+    adopt(student.model)
     curve = [_at(bench, cell, student, folder, step) for step in range(between, settings.steps, between)]
     full = EvaluateConfig(num_images=IMAGES, batch_size=DRAWN_AT_ONCE)
     scores = {
@@ -343,6 +346,7 @@ def _at(bench: Bench, cell: Cell, student: Loaded, folder: Path, step: int) -> d
         return None
     state = load_file(file)
     model = student.family.build(student.model.config).eval()
+    adopt(model)
     names = dict(model.named_parameters())
     model.load_state_dict({name: state[f"ema.student.{name}"] for name in names})
     config = EvaluateConfig(num_images=CURVE_IMAGES, clip_sample=False, batch_size=DRAWN_AT_ONCE)
