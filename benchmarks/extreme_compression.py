@@ -45,9 +45,10 @@ from edgediff.training.loop import train
 RESULTS = Path(__file__).parent / "results"
 LINES = RESULTS / "extreme-compression.jsonl"
 EXTREME = 0.875  # of the channels removed: 63,465 of 3,939,393 parameters stay, 1.6 %
-STEPS, BATCH, CACHE, LEARNING_RATE = 5000, 32, 32768, 2e-3
+STEPS, BATCH, CACHE, LEARNING_RATE = 5000, 32, 32768, 8e-3
 SHORT = STEPS // 4  # where only the order of neighbours is asked for
 LONG = STEPS * 2  # whether an order lasts
+RATES = (2e-3, 4e-3, 8e-3, 1.6e-2)
 IMAGES, CURVE_IMAGES, CURVE_POINTS = 1000, 500, 4  # curves of seed 0
 DRAWN_AT_ONCE = 250  # changes speed only
 ERROR_TIMESTEPS, ERROR_IMAGES = 12, 200
@@ -124,7 +125,7 @@ def cells() -> list[Cell]:
     found = [Cell(method, 0) for method in METHODS] + [Cell(method, 0, distill=V) for method in RIVALS_IN_V]
     for seed in range(1, 5):
         found += [Cell(method, seed, distill=distill) for method in RIVALS_IN_V for distill in ({}, V)]
-    found += longer() + why() + sizes() + tuning()
+    found += longer() + why() + sizes() + tuning() + rates()
     found += [Cell(method, seed) for seed in range(1, 5) for method in METHODS if method not in RIVALS_IN_V]
     return found + [cell for ratio in (0.75, 0.5) for cell in larger(ratio)]
 
@@ -184,15 +185,30 @@ def larger(ratio: float) -> list[Cell]:
     return [Cell(method, seed, "ratio", ratio=ratio) for seed in (0, 1) for method in METHODS]
 
 
+def rates() -> list[Cell]:
+    """Every method at a learning rate that is lower than short runs ask for: whether the order hangs on it."""
+    settings: list[tuple[str, dict[str, Any]]] = [
+        *((method, {}) for method in METHODS),
+        *((method, V) for method in RIVALS_IN_V),
+        ("output", {**V, "timestep_weighting": "angular"}),
+    ]
+    return [Cell(method, 0, "rate", distill=distill, learning_rate=2e-3) for method, distill in settings]
+
+
 def tuning() -> list[Cell]:
     """Learning rates and weights, in short runs on a seed that no table uses."""
     found = []
-    for rate in (1e-3, 2e-3, 4e-3, 8e-3):
-        found += [Cell(method, 100, "tune", steps=SHORT, learning_rate=rate) for method in METHODS]
-        found += [Cell(method, 100, "tune", steps=SHORT, distill=V, learning_rate=rate) for method in RIVALS_IN_V]
-    for method in ("output", "place", "lift", "feature", "attention", "multi_scale"):
-        weighed = ({"kd": {method: weight}} for weight in (0.1, 10.0))
-        found += [Cell(method, 100, "tune", steps=SHORT, distill=distill) for distill in weighed]
+    for rate in RATES:
+        for distill in ({}, V):
+            found += [
+                Cell(method, 100, "tune", steps=SHORT, distill=distill, learning_rate=rate) for method in RIVALS_IN_V
+            ]
+    for method in METHODS:
+        if method not in RIVALS_IN_V:
+            found.append(Cell(method, 100, "tune", steps=SHORT))
+        weighed = ({"kd": dict.fromkeys(method.split("+"), weight)} for weight in (0.1, 10.0))
+        if method != "none":
+            found += [Cell(method, 100, "tune", steps=SHORT, distill=distill) for distill in weighed]
     return found
 
 
@@ -328,7 +344,8 @@ def run_cell(bench: Bench, cell: Cell) -> None:
         "cache": CACHE,
         "made": made(),
     }
-    _picture(folder, RESULTS / "extreme-compression" / f"{cell.key.replace('/', '_')}.png")
+    if cell.seed == 0:
+        _picture(folder, RESULTS / "extreme-compression" / f"{cell.key.replace('/', '_')}.png")
     with LINES.open("a", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.write(json.dumps(line) + "\n")

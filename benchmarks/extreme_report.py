@@ -29,6 +29,7 @@ SETS = {
     "why": "What makes the difference",
     "cache": "How many teacher targets are enough",
     "ratio": "Larger students",
+    "rate": "At a learning rate of 0.002",
     "tune": "Sweeps on seed 100, which no other table uses",
 }
 COLUMNS = (
