@@ -1,12 +1,13 @@
 """The reproduction: LIFT/PLACE against its rivals on the embedded teacher, down to 1.6 % of its parameters.
 
     python benchmarks/extreme_compression.py run --work runs/extreme                 # every cell that has no line yet
-    python benchmarks/extreme_compression.py run --work runs/extreme --only '*/place/*' --worker 0/2
+    python benchmarks/extreme_compression.py run --work runs/extreme --only 'main/*' 'long/*'
     python benchmarks/extreme_report.py                                             # tables and figures of all lines
 
 A cell is one student: trained, drawn from with x0 clipped and not clipped in the sampler, scored. A finished cell is
-one line of benchmarks/results/extreme-compression.jsonl; a cell that was stopped goes on from its checkpoint. All
-cells of a size have equal steps, equal data and noise in equal order, and share one cache of teacher targets.
+one line of benchmarks/results/extreme-compression.jsonl; a cell that was stopped goes on from its checkpoint. Start it
+once for every core: each takes the next cell that no other has. All cells of a set have equal steps, equal data and
+noise in equal order, and share one cache of teacher targets.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import fcntl
 import fnmatch
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -388,13 +391,28 @@ def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return found
 
 
-def run_all(work: Path, patterns: list[str], worker: int, workers: int) -> None:
+@contextmanager
+def claimed(work: Path, cell: Cell) -> Iterator[bool]:
+    """Tell whether the cell is this process's to run: unfinished, and no other process is at it."""
+    lock = work / "claims" / f"{cell.key.replace('/', '_')}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield cell.key not in finished()
+
+
+def run_all(work: Path, patterns: list[str]) -> None:
     torch.set_num_threads(1)
     bench = Bench(work, Output())
-    wanted = (cell for cell in cells() if any(fnmatch.fnmatch(cell.key, pattern) for pattern in patterns))
-    for index, cell in enumerate(wanted):
-        if index % workers == worker and cell.key not in finished():
-            run_cell(bench, cell)
+    for cell in cells():
+        if any(fnmatch.fnmatch(cell.key, pattern) for pattern in patterns):
+            with claimed(work, cell) as mine:
+                if mine:
+                    run_cell(bench, cell)
 
 
 def frame(work: Path) -> None:
@@ -415,11 +433,9 @@ if __name__ == "__main__":
     parser.add_argument("what", choices=["run", "list", "frame"])
     parser.add_argument("--work", type=Path, default=Path("runs/extreme"))
     parser.add_argument("--only", nargs="+", default=["main/*"], help="patterns of cell names")
-    parser.add_argument("--worker", default="0/1", help="which share of the cells: i/n")
     given = parser.parse_args()
     if given.what == "run":
-        which, of = map(int, given.worker.split("/"))
-        run_all(given.work, given.only, which, of)
+        run_all(given.work, given.only)
     elif given.what == "frame":
         frame(given.work)
     else:
