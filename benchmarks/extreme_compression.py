@@ -47,9 +47,11 @@ from edgediff.training.loop import train
 
 RESULTS = Path(__file__).parent / "results"
 LINES = RESULTS / "extreme-compression.jsonl"
+TEACHER = "fashion-ddpm"
 EXTREME = 0.875  # of the channels removed: 63,465 of 3,939,393 parameters stay, 1.6 %
 STEPS, BATCH, CACHE, LEARNING_RATE = 5000, 32, 32768, 8e-3
 SHORT = STEPS // 4  # where only the order of neighbours is asked for
+LARGER = (0.75, 0.5)
 LONG = STEPS * 2  # whether an order lasts
 RATES = (2e-3, 4e-3, 8e-3, 1.6e-2)
 IMAGES, CURVE_IMAGES, CURVE_POINTS = 1000, 500, 4  # curves of seed 0
@@ -78,9 +80,9 @@ class Cell:
     method: str
     seed: int
     set: str = "main"  # which question it answers
-    ratio: float = EXTREME
+    ratio: float = EXTREME  # of the first teacher's channels removed
     steps: int = STEPS
-    teacher: str = "fashion-ddpm"
+    taught_by: Cell | None = None  # the student that is its teacher, where that is not the first one
     distill: dict[str, Any] = field(default_factory=dict)  # what differs from the method's own settings
     learning_rate: float = LEARNING_RATE
 
@@ -94,12 +96,12 @@ class Cell:
             parts.append(f"steps={self.steps}")
         if self.learning_rate != LEARNING_RATE:
             parts.append(f"lr={self.learning_rate:g}")
-        if self.teacher != "fashion-ddpm":
-            parts.append(f"teacher={Path(self.teacher).name}")
+        if self.taught_by is not None:
+            parts.append(f"teacher={self.taught_by.ratio}")
         return "/".join([self.set, self.method, ",".join(parts) or "-", f"seed{self.seed}"])
 
-    def recipe(self) -> Recipe:
-        """The whole recipe."""
+    def recipe(self, work: Path) -> Recipe:
+        """The whole recipe, for the work folder that its teacher may be in."""
         settings = {**METHODS[self.method], **self.distill}
         cache = {"targets": CACHE, **settings.pop("cache", {})}
         training = {
@@ -111,12 +113,20 @@ class Cell:
             "checkpoint_every": self.steps // (5 * CURVE_POINTS),
         }
         values = {
-            "teacher": self.teacher,
+            "teacher": str(self.teacher(work)),
             "data": {"name": "fashion-mnist"},
-            "prune": {"ratio": self.ratio},
+            "prune": {"ratio": 1 - (1 - self.ratio) / (1 - self.taught_by.ratio) if self.taught_by else self.ratio},
             "distill": {"training": training, "cache": cache, "initial": "fresh", **settings},
         }
         return check(values, Recipe)
+
+    def folder(self, work: Path) -> Path:
+        """Where it is made."""
+        return work / "cells" / self.key
+
+    def teacher(self, work: Path) -> Path:
+        """The folder of its teacher."""
+        return teacher.resolve(TEACHER).folder if self.taught_by is None else self.taught_by.folder(work) / "student"
 
 
 V = {"student_prediction": "v_prediction"}
@@ -130,7 +140,8 @@ def cells() -> list[Cell]:
         found += [Cell(method, seed, distill=distill) for method in RIVALS_IN_V for distill in ({}, V)]
     found += longer() + why() + sizes() + tuning() + rates()
     found += [Cell(method, seed) for seed in range(1, 5) for method in METHODS if method not in RIVALS_IN_V]
-    return found + [cell for ratio in (0.75, 0.5) for cell in larger(ratio)]
+    found += [cell for ratio in LARGER for cell in larger(ratio)]
+    return found + smaller_teachers()
 
 
 def why() -> list[Cell]:
@@ -185,7 +196,20 @@ def sizes() -> list[Cell]:
 
 def larger(ratio: float) -> list[Cell]:
     """Students between the teacher and the extreme one, where conventional distillation is said to work."""
-    return [Cell(method, seed, "ratio", ratio=ratio) for seed in (0, 1) for method in METHODS]
+    settings = [*((method, {}) for method in METHODS), ("output", V), ("place", V)]
+    return [
+        Cell(method, seed, "ratio", ratio=ratio, distill=distill) for seed in (0, 1) for method, distill in settings
+    ]
+
+
+def smaller_teachers() -> list[Cell]:
+    """The extreme student of smaller teachers, which are larger students of the first one."""
+    found = []
+    for ratio in (0.5, 0.75, 0.8125):
+        big = Cell("output", 0, "ratio", ratio=ratio)
+        found += [big] if ratio not in LARGER else []
+        found += [Cell(method, seed, "teacher", taught_by=big) for seed in (0, 1) for method in ("output", "place")]
+    return found
 
 
 def rates() -> list[Cell]:
@@ -227,16 +251,11 @@ class Bench:
     def __init__(self, work: Path, output: Output) -> None:
         self.work, self.output = work, output
         self.extractor = efficientnet_lite0()
-        self.loaded: dict[str, Loaded] = {}
-        images, loaded = Cell("none", 0).recipe().data, self.teacher("fashion-ddpm")
-        self.train = samples.learned(images, "train", loaded, work / "encoded", output)
-        self.test = samples.scored(images, "test", loaded, work / "encoded", output)
+        self.loaded = model_folder.load(teacher.resolve(TEACHER).folder)
+        images = Cell("none", 0).recipe(work).data
+        self.train = samples.learned(images, "train", self.loaded, work / "encoded", output)
+        self.test = samples.scored(images, "test", self.loaded, work / "encoded", output)
         self._real: dict[int, RealImages] = {}
-
-    def teacher(self, name: str) -> Loaded:
-        if name not in self.loaded:
-            self.loaded[name] = model_folder.load(teacher.resolve(name).folder)
-        return self.loaded[name]
 
     def real(self, count: int) -> RealImages:
         if count not in self._real:
@@ -258,24 +277,23 @@ class Bench:
         tensors = load_file(file)
         return Drawn(tensors["pixels"].numpy(), "pytorch", float(tensors["diverged"]), tensors["finite"].numpy())
 
-    def of_teacher(self, name: str, config: EvaluateConfig) -> Drawn:
-        """Return the teacher's images of the same seeds: a seed is an image, so fewer are the first of many."""
+    def of_teacher(self, config: EvaluateConfig) -> Drawn:
+        """Return the first teacher's images of the same seeds: a seed is an image, so fewer are the first of many."""
         whole = config.model_copy(update={"num_images": IMAGES})
         kept = RESULTS / "extreme-compression"  # half an hour of one core: drawn once, for every machine
-        file = kept / f"teacher-{Path(name).name}-{_sampler(whole)}.safetensors"
-        found = self.drawn(self.teacher(name), whole, file)
+        found = self.drawn(self.loaded, whole, kept / f"teacher-{TEACHER}-{_sampler(whole)}.safetensors")
         return replace(found, pixels=found.pixels[: config.num_images], finite=found.finite[: config.num_images])
 
-    def score(self, model: Loaded, name: str, config: EvaluateConfig, folder: Path, tag: str = "") -> dict[str, Any]:
+    def score(self, model: Loaded, config: EvaluateConfig, folder: Path, tag: str = "") -> dict[str, Any]:
         drawn = self.drawn(model, config, folder / f"samples{tag}-{_sampler(config)}.safetensors")
-        of_teacher = self.of_teacher(name, config)
-        row = model_row("student", drawn, self.real(config.num_images), self.extractor, of_teacher)
+        real, of_teacher = self.real(config.num_images), self.of_teacher(config)
+        row = model_row("student", drawn, real, self.extractor, of_teacher)
         return row.model_dump(mode="json", exclude={"role", "backend"})
 
-    def errors(self, student: Loaded, name: str) -> dict[str, list[float]]:
-        """Return the student's errors against its teacher at spread timesteps, on held-out images."""
+    def errors(self, student: Loaded) -> dict[str, list[float]]:
+        """Return the student's errors against the first teacher at spread timesteps, on held-out images."""
         found = errors_by_timestep(
-            self.teacher(name),
+            self.loaded,
             {"student": student},
             self.test,
             timesteps=torch.linspace(0, 999, ERROR_TIMESTEPS).long(),
@@ -296,14 +314,14 @@ def _sampler(config: EvaluateConfig) -> str:
 
 def run_cell(bench: Bench, cell: Cell) -> None:
     """Train, draw and score one cell; append its line."""
-    folder = bench.work / "cells" / cell.key
-    run, recipe = Run(folder), cell.recipe()
-    big, settings = bench.teacher(cell.teacher), recipe.distill.training
+    folder = cell.folder(bench.work)
+    run, recipe = Run(folder), cell.recipe(bench.work)
+    big, settings = model_folder.load(cell.teacher(bench.work)), recipe.distill.training
     prune(run, recipe, bench.output)
     student = starting_student(model_folder.load(run.pruned), recipe.distill)
     adopt(student.model)
     objective = Distillation(student, [big], recipe.distill)
-    targets = bench.work / "targets" / Path(cell.teacher).name
+    targets = bench.work / "targets" / (str(cell.taught_by.ratio) if cell.taught_by else TEACHER)
     batches = taught_batches(student, [big], bench.train, recipe, targets, bench.output.say)
     state, between = run.checkpoints / checkpoint.FILE_NAME, settings.steps // CURVE_POINTS
 
@@ -331,7 +349,7 @@ def run_cell(bench: Bench, cell: Cell) -> None:
     curve = [_at(bench, cell, student, folder, step) for step in range(between, settings.steps, between)]
     full = EvaluateConfig(num_images=IMAGES, batch_size=DRAWN_AT_ONCE)
     scores = {
-        _word(clip): bench.score(student, cell.teacher, full.model_copy(update={"clip_sample": clip}), folder)
+        _word(clip): bench.score(student, full.model_copy(update={"clip_sample": clip}), folder)
         for clip in (False, True)
     }
     line = {
@@ -340,7 +358,7 @@ def run_cell(bench: Bench, cell: Cell) -> None:
         "params": sum(p.numel() for p in student.model.parameters()),
         "scores": scores,
         "curve": [point for point in curve if point],
-        "error": bench.errors(student, cell.teacher),
+        "error": bench.errors(student),
         "final": log.last_mean(log.read(run.train_log)),
         **json.loads((folder / "speed.json").read_text()),
         "batch_size": BATCH,
@@ -370,7 +388,7 @@ def _at(bench: Bench, cell: Cell, student: Loaded, folder: Path, step: int) -> d
     names = dict(model.named_parameters())
     model.load_state_dict({name: state[f"ema.student.{name}"] for name in names})
     config = EvaluateConfig(num_images=CURVE_IMAGES, clip_sample=False, batch_size=DRAWN_AT_ONCE)
-    scores = bench.score(replace(student, model=model), cell.teacher, config, folder, tag=f"-{step}")
+    scores = bench.score(replace(student, model=model), config, folder, tag=f"-{step}")
     return {"step": step, "frechet_distance": scores["frechet_distance"], "kid_mean": scores["kid_mean"]}
 
 
@@ -421,11 +439,9 @@ def frame(work: Path) -> None:
     full = EvaluateConfig(num_images=IMAGES, batch_size=DRAWN_AT_ONCE)
     for clip in (False, True):
         config = full.model_copy(update={"clip_sample": clip})
-        row = model_row("teacher", bench.of_teacher("fashion-ddpm", config), bench.real(IMAGES), bench.extractor)
+        row = model_row("teacher", bench.of_teacher(config), bench.real(IMAGES), bench.extractor)
         print(_word(clip), row)
-    print(
-        floor_row(bench.real(IMAGES)), profile(bench.real(IMAGES), bench.extractor, full, bench.teacher("fashion-ddpm"))
-    )
+    print(floor_row(bench.real(IMAGES)), profile(bench.real(IMAGES), bench.extractor, full, bench.loaded))
 
 
 if __name__ == "__main__":
