@@ -51,7 +51,13 @@ class Loaded:
     @property
     def autoencoder(self) -> Path | None:
         """The pipeline's autoencoder, for a model whose samples are latents."""
-        return self.folder / "vae" if self.folder and (self.folder / "vae" / "config.json").is_file() else None
+        return autoencoder(self.folder) if self.folder else None
+
+
+def autoencoder(folder: Path) -> Path | None:
+    """Return where a folder has its autoencoder; None for models of pixels."""
+    found = folder / "vae"
+    return found if (found / CONFIG).is_file() else None
 
 
 def component(folder: Path) -> Path:

@@ -194,11 +194,12 @@ def _encode_plans(recipe: Recipe, what: Outline, seconds_a_mac: float) -> list[S
     folder, inputs = teacher.resolve(recipe.teacher).folder, what.family.example_inputs(what.teacher_config)
     shape = image_shape = what.family.sample_shape(what.teacher_config)
     macs, size, parts = 0.0, 0.0, []
+    of_latents = model_folder.autoencoder(folder) is not None
     try:
-        if (folder / "vae" / "config.json").is_file():
+        if of_latents:
             image_shape = latents.image_shape(folder, shape)
         splits = [data.load(recipe.data, split, shape=image_shape, output=QUIET) for split in SPLITS]
-        if (folder / "vae" / "config.json").is_file():
+        if of_latents:
             count = sum(map(len, splits))
             parts.append(f"latents of {count:,} images")
             macs += count * latent_macs(folder, image_shape)
