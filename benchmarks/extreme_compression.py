@@ -70,7 +70,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "attention": {"kd": "attention"},
     "multi_scale": {"kd": "multi_scale"},
 }
-RIVALS_IN_V = ("output", "place", "none")
+IN_BOTH = ("output", "place", "none")  # taught in eps and in v
 
 
 @dataclass(frozen=True)
@@ -130,16 +130,22 @@ class Cell:
 
 
 V = {"student_prediction": "v_prediction"}
+ANGULAR = {**V, "timestep_weighting": "angular"}
 X0 = {"student_prediction": "sample"}
+
+Settings = tuple[str, dict[str, Any]]
+CENTRAL: tuple[Settings, ...] = (  # what the question is about
+    *(("output", {}), ("place", {}), ("output", ANGULAR), ("none", {})),
+    *((method, V) for method in IN_BOTH),
+)
 
 
 def cells() -> list[Cell]:
     """Every cell, the most telling first."""
-    found = [Cell(method, 0) for method in METHODS] + [Cell(method, 0, distill=V) for method in RIVALS_IN_V]
-    for seed in range(1, 5):
-        found += [Cell(method, seed, distill=distill) for method in RIVALS_IN_V for distill in ({}, V)]
-    found += longer() + why() + sizes() + tuning() + rates()
-    found += [Cell(method, seed) for seed in range(1, 5) for method in METHODS if method not in RIVALS_IN_V]
+    rivals: list[Settings] = [(method, {}) for method in METHODS if method not in IN_BOTH]
+    found = [Cell(method, seed, distill=distill) for seed in range(5) for method, distill in CENTRAL]
+    found += [Cell(method, seed, distill=distill) for seed in range(5) for method, distill in rivals]
+    found += sizes() + longer() + why() + tuning() + rates()
     found += [cell for ratio in LARGER for cell in larger(ratio)]
     return found + smaller_teachers()
 
@@ -147,7 +153,7 @@ def cells() -> list[Cell]:
 def why() -> list[Cell]:
     """What the parameterisation does, taken apart: the output, the weight of timesteps, where it is compared."""
     in_v = {"kd_space": "v_prediction"}
-    settings: list[tuple[str, dict[str, Any]]] = [
+    settings: list[Settings] = [
         ("output", in_v),  # an eps network, its error weighed as v's
         ("output", {"timestep_weighting": "snr_truncated"}),  # the same weight by another name
         ("output", {"timestep_weighting": "min_snr"}),
@@ -156,8 +162,8 @@ def why() -> list[Cell]:
         ("output", {**X0, "timestep_weighting": "snr_truncated"}),
         ("output", {**V, "timestep_weighting": "min_snr"}),
         ("output", {**V, "timestep_weighting": "normalised"}),
-        ("output", {**V, "timestep_weighting": "angular"}),
-        ("place", {**V, "timestep_weighting": "angular"}),
+        ("place", ANGULAR),
+        ("none", ANGULAR),
         ("output", {"timestep_weighting": "angular"}),
         ("output", {**V, "kd_space": "epsilon"}),
         ("output", {**V, "x0_threshold": "none"}),
@@ -177,8 +183,8 @@ def why() -> list[Cell]:
 
 def longer() -> list[Cell]:
     """The best published-style student, PLACE, and the best of ours, trained twice as long."""
-    settings: list[tuple[str, dict[str, Any]]] = [
-        ("output", {**V, "timestep_weighting": "angular"}),
+    settings: list[Settings] = [
+        ("output", ANGULAR),
         ("output", {}),
         ("place", {}),
     ]
@@ -210,10 +216,10 @@ def smaller_teachers() -> list[Cell]:
 
 def rates() -> list[Cell]:
     """Every method at a learning rate that is lower than short runs ask for: whether the order hangs on it."""
-    settings: list[tuple[str, dict[str, Any]]] = [
+    settings: list[Settings] = [
         *((method, {}) for method in METHODS),
-        *((method, V) for method in RIVALS_IN_V),
-        ("output", {**V, "timestep_weighting": "angular"}),
+        *((method, V) for method in IN_BOTH),
+        ("output", ANGULAR),
     ]
     return [Cell(method, 0, "rate", distill=distill, learning_rate=2e-3) for method, distill in settings]
 
@@ -223,11 +229,9 @@ def tuning() -> list[Cell]:
     found = []
     for rate in RATES:
         for distill in ({}, V):
-            found += [
-                Cell(method, 100, "tune", steps=SHORT, distill=distill, learning_rate=rate) for method in RIVALS_IN_V
-            ]
+            found += [Cell(method, 100, "tune", steps=SHORT, distill=distill, learning_rate=rate) for method in IN_BOTH]
     for method in METHODS:
-        if method not in RIVALS_IN_V:
+        if method not in IN_BOTH:
             found.append(Cell(method, 100, "tune", steps=SHORT))
         weighed = ({"kd": dict.fromkeys(method.split("+"), weight)} for weight in (0.1, 10.0))
         if method != "none":
