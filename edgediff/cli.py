@@ -56,7 +56,9 @@ Device = Annotated[
 ]
 Kd = Annotated[
     str | None,
-    typer.Option(help="What to learn from: place, lift, output, feature=0.1, ... or several, with commas; none."),
+    typer.Option(
+        help="What to learn from: place, lift, output, angular, feature=0.1, ... or several, with commas; none."
+    ),
 ]
 CacheTargets = Annotated[
     str | None, typer.Option("--cache-targets", help="Teacher targets to keep on disk, such as 64k.")

@@ -113,12 +113,8 @@ def starting_student(pruned: Loaded, config: DistillConfig) -> Loaded:
     if config.initial == "fresh":
         torch.manual_seed(config.training.seed)
         model = pruned.family.build(model.config)
+    schedule.check_student_prediction(scheduler, config.student_prediction)
     if config.student_prediction is not None:
-        if schedule.is_flow(scheduler):
-            raise BadInputError(
-                "a flow-matching student predicts the flow's velocity and nothing else",
-                "leave `student_prediction` out",
-            )
         scheduler = type(scheduler).from_config(scheduler.config, prediction_type=config.student_prediction)
     return replace(pruned, model=model, scheduler=scheduler)
 

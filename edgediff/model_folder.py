@@ -166,10 +166,10 @@ def load(folder: Path) -> Loaded:
                 f"weights and config do not fit each other in `{of_model}`",
                 f"{kind.replace('_', ' ')}: {', '.join(map(str, loading[kind][:5]))}",
             )
-    return Loaded(model.eval(), _scheduler(folder), family, content, folder)
+    return Loaded(model.eval(), noise_schedule(folder), family, content, folder)
 
 
-def _scheduler(folder: Path) -> Any:
+def noise_schedule(folder: Path) -> Any:
     """Load the noise schedule; a sampler of another class (DDIM, PNDM) says the same of it under the same names."""
     path = scheduler_config(folder)
     config = read_object(path)

@@ -19,6 +19,7 @@ from edgediff.budgets.table import LatencyTable, read_table
 from edgediff.data import Source
 from edgediff.data.order import evenly
 from edgediff.data.splits import Split
+from edgediff.diffusion.schedule import check_student_prediction
 from edgediff.distillation.targets import feature_points, uses_features
 from edgediff.encoding import latents
 from edgediff.encoding.work import latent_macs, text_macs
@@ -88,7 +89,7 @@ def outlines(recipe: Recipe, measured: Path | None = None) -> list[Outline]:
     """Return the outlines of a recipe's teacher assistants, in the order in which they are made, then its student's.
 
     Args: measured: as of `outline`.
-    Raises: what `outline` raises, and BadInputError for feature losses that cannot compare a model with its teachers.
+    Raises: what `outline` raises, and what `check_taught` does.
     """
     found = [outline(planned, measured) for planned in (*roles.assistant_recipes(recipe), recipe)]
     check_taught(recipe, found)
@@ -96,10 +97,14 @@ def outlines(recipe: Recipe, measured: Path | None = None) -> list[Outline]:
 
 
 def check_taught(recipe: Recipe, students: Sequence[Outline]) -> None:
-    """Find out whether the recipe's losses can compare its student, and assistants before it, with their teachers.
+    """Find out whether the recipe's student can predict what is asked for, and be compared with its teachers.
 
-    Raises: BadInputError for feature losses that cannot (`feature_points`).
+    Raises: BadInputError for a prediction type that the teacher's noise schedule does not have, and for feature losses
+    that cannot compare the student, or assistants before it, with their teachers (`feature_points`).
     """
+    if teacher.registered(recipe.teacher) is None:
+        scheduler = model_folder.noise_schedule(teacher.resolve(recipe.teacher).folder)
+        check_student_prediction(scheduler, recipe.distill.student_prediction)
     if not uses_features(recipe.distill):
         return
     first = [_described(name) for name in recipe.distill.teachers or (recipe.teacher,)]

@@ -203,7 +203,11 @@ KD_LOSSES = ("output", "lift", "place", "multi_scale", "dist", "feature", "atten
 KD_PRESETS: dict[str, dict[str, float]] = {
     "none": {},
     "output+feature": {"output": 1.0, "feature": 1.0},
+    "angular": {"output": 1.0},
     "bk_sdm": {"output": 1.0, "feature": 1.0},  # Kim et al. 2023; their task loss is the diffusion loss
+}
+KD_SETTINGS: dict[str, dict[str, str]] = {  # what a preset sets beside its losses, where that is left at its default
+    "angular": {"student_prediction": "v_prediction", "timestep_weighting": "angular"},
 }
 
 
@@ -291,6 +295,17 @@ class DistillConfig(Config):
     gradient_norms_every: int = Field(100, ge=0)  # steps between two logs of every term's gradient norm; 0: never
     cache: CacheConfig = CacheConfig()
     training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_settings(cls, values: Any) -> Any:
+        kd = values.get("kd") if isinstance(values, dict) else None
+        names = kd.split(",") if isinstance(kd, str) else kd if isinstance(kd, list | tuple) else ()
+        for preset in names:
+            for name, value in KD_SETTINGS.get(str(preset).strip(), {}).items():
+                if values.get(name) in (None, cls.model_fields[name].default):
+                    values = {**values, name: value}
+        return values
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> Self:

@@ -1,5 +1,8 @@
 """The verb `plan`: every stage of a run is named, with what makes it long."""
 
+import pytest
+
+from edgediff.errors import BadInputError
 from edgediff.plan import plan
 from edgediff.recipe import Recipe, check
 
@@ -41,3 +44,8 @@ def test_a_model_in_pixels_has_nothing_to_encode(small_teacher):
     stages = planned(teacher=str(small_teacher), evaluate={"num_images": 100})
     assert "encode" not in stages and "class accuracy" not in stages["evaluate"].what
     assert stages["diagnose"].what.startswith("100 held-out images")
+
+
+def test_a_flow_model_s_student_predicts_nothing_but_velocity():
+    with pytest.raises(BadInputError, match="flow's velocity and nothing else"):
+        planned(teacher="fashion-mmdit", distill={"kd": "angular"})

@@ -84,6 +84,24 @@ def test_losses_are_names_with_weights(given, losses, words):
     assert check({**MINIMAL, "distill": {"kd": words}}, Recipe).distill.kd == losses
 
 
+def test_a_preset_sets_more_than_losses_where_nothing_else_was_asked_for():
+    def taught(**distill):
+        found = check({**MINIMAL, "distill": distill}, Recipe).distill
+        return found.kd, found.student_prediction, found.timestep_weighting
+
+    assert taught(kd="angular") == ({"output": 1}, "v_prediction", "angular")
+    assert taught(kd=["angular", "feature=0.1"])[1:] == ("v_prediction", "angular")
+    assert taught(kd="angular", timestep_weighting="min_snr") == ({"output": 1}, "v_prediction", "min_snr")
+    assert taught(kd="angular", student_prediction="sample")[1:] == ("sample", "angular")
+    assert taught(kd="output")[1:] == (None, "uniform")
+
+
+def test_a_preset_reaches_a_recipe_with_every_default_written_out():
+    complete = check(MINIMAL, Recipe).model_dump(mode="json")
+    complete["distill"]["kd"] = "angular"
+    assert check(complete, Recipe) == check({**MINIMAL, "distill": {"kd": "angular"}}, Recipe)
+
+
 @pytest.mark.parametrize(
     ("given", "found"),
     [

@@ -13,6 +13,8 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
+from edgediff.errors import BadInputError
+
 FLOW = "flow_prediction"  # the velocity eps - x0 of a straight path
 
 
@@ -24,6 +26,15 @@ def is_flow(scheduler: Any) -> bool:
 def prediction_type(scheduler: Any) -> str:
     """Return what a model of this scheduler predicts: epsilon, v_prediction, sample or flow_prediction."""
     return FLOW if is_flow(scheduler) else scheduler.config.prediction_type
+
+
+def check_student_prediction(scheduler: Any, asked: str | None) -> None:
+    """Raise BadInputError where a student of this scheduler cannot predict what is asked for; None: what it says."""
+    if asked is not None and is_flow(scheduler):
+        raise BadInputError(
+            "a flow-matching student predicts the flow's velocity and nothing else",
+            "leave `student_prediction` out, and `kd angular`, which sets it",
+        )
 
 
 def cleanest(scheduler: Any) -> int:

@@ -20,7 +20,7 @@ def test_registry_and_presets():
         "masked_feature",
     ]
     assert [name for name, loss in LOSSES.items() if loss.adapters] == ["feature", "masked_feature"]
-    assert set(PRESETS) == {"none", "output+feature", "bk_sdm"} and PRESETS["none"] == {}
+    assert set(PRESETS) == {"none", "output+feature", "angular", "bk_sdm"} and PRESETS["none"] == {}
     assert all(set(weights) <= set(LOSSES) for weights in PRESETS.values())
 
 
