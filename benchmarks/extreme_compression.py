@@ -17,7 +17,7 @@ import fcntl
 import fnmatch
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -55,9 +55,15 @@ LARGER = (0.75, 0.5)
 LONG = STEPS * 2  # whether an order lasts
 RATES = (2e-3, 4e-3, 8e-3, 1.6e-2)
 IMAGES, CURVE_IMAGES, CURVE_POINTS = 1000, 500, 4  # curves of seed 0
+AVERAGE = "average-{}.safetensors"
+CURVE_METRICS = ("frechet_distance", "kid_mean")
 DRAWN_AT_ONCE = 250  # changes speed only
 ERROR_TIMESTEPS, ERROR_IMAGES = 12, 200
 SHOWN = 10
+SAMPLERS = {
+    word: EvaluateConfig(num_images=IMAGES, batch_size=DRAWN_AT_ONCE, clip_sample=clipped)
+    for word, clipped in (("free", False), ("clipped", True))
+}
 
 # Every method with the settings that its own sweep on seed 100 chose.
 METHODS: dict[str, dict[str, Any]] = {
@@ -278,16 +284,16 @@ class Bench:
         return Drawn(tensors["pixels"].numpy(), "pytorch", float(tensors["diverged"]), tensors["finite"].numpy())
 
     def of_teacher(self, config: EvaluateConfig) -> Drawn:
-        """Return the first teacher's images of the same seeds: a seed is an image, so fewer are the first of many."""
+        """Return the first teacher's images of the same seeds."""
         whole = config.model_copy(update={"num_images": IMAGES})
         kept = RESULTS / "extreme-compression"  # half an hour of one core: drawn once, for every machine
         found = self.drawn(self.loaded, whole, kept / f"teacher-{TEACHER}-{_sampler(whole)}.safetensors")
-        return replace(found, pixels=found.pixels[: config.num_images], finite=found.finite[: config.num_images])
+        return _first(found, config.num_images)
 
-    def score(self, model: Loaded, config: EvaluateConfig, folder: Path, tag: str = "") -> dict[str, Any]:
-        drawn = self.drawn(model, config, folder / f"samples{tag}-{_sampler(config)}.safetensors")
-        real, of_teacher = self.real(config.num_images), self.of_teacher(config)
-        row = model_row("student", drawn, real, self.extractor, of_teacher)
+    def score(self, drawn: Drawn, config: EvaluateConfig) -> dict[str, Any]:
+        """Score the first images of a student, as many as `config` says."""
+        count = config.num_images
+        row = model_row("student", _first(drawn, count), self.real(count), self.extractor, self.of_teacher(config))
         return row.model_dump(mode="json", exclude={"role", "backend"})
 
     def errors(self, student: Loaded) -> dict[str, list[float]]:
@@ -308,6 +314,11 @@ class Bench:
         }
 
 
+def _first(drawn: Drawn, count: int) -> Drawn:
+    """Return the first images: a seed is an image, so they are the images of fewer."""
+    return replace(drawn, pixels=drawn.pixels[:count], finite=drawn.finite[:count])
+
+
 def _sampler(config: EvaluateConfig) -> str:
     return f"{'clipped' if config.clip_sample else 'free'}-{config.num_images}x{config.num_inference_steps}"
 
@@ -323,81 +334,68 @@ def run_cell(bench: Bench, cell: Cell) -> None:
     objective = Distillation(student, [big], recipe.distill)
     targets = bench.work / "targets" / (str(cell.taught_by.ratio) if cell.taught_by else TEACHER)
     batches = taught_batches(student, [big], bench.train, recipe, targets, bench.output.say)
-    state, between = run.checkpoints / checkpoint.FILE_NAME, settings.steps // CURVE_POINTS
-
-    def snapshot(record: Any) -> None:
-        """Keep the average that the step before this one left in the checkpoint."""
-        done = record.step - 1
-        if cell.seed == 0 and done and done % between == 0 and checkpoint.read_facts(state)["step"] == done:
-            shutil.copy(state, folder / f"state-{done}.safetensors")
-
+    between = settings.steps // CURVE_POINTS
     if not (folder / "student").exists():
         with bench.output.progress(cell.key, settings.steps, checkpoint.finished_steps(run.checkpoints)) as progress:
-
-            def on_step(record: Any) -> None:
-                snapshot(record)
-                progress.advance(note=f"loss {record.values['loss']:.4f}")
-
             result = train(
-                objective, batches, settings, checkpoints=run.checkpoints, log=run.train_log,
-                identity={}, resume=True, on_step=on_step,
-            )  # fmt: skip
+                objective,
+                batches,
+                settings,
+                checkpoints=run.checkpoints,
+                log=run.train_log,
+                identity={},
+                resume=True,
+                on_step=lambda record: progress.advance(note=f"loss {record.values['loss']:.4f}"),
+                snapshots=range(between, settings.steps, between) if cell.seed == 0 else (),
+                on_snapshot=lambda step: save_file(student.model.state_dict(), folder / AVERAGE.format(step)),
+            )
         model_folder.save(folder / "student", student.model, student.scheduler)
         (folder / "speed.json").write_text(json.dumps({"steps_per_second": result.steps_per_second}))
     student = model_folder.load(folder / "student")
     adopt(student.model)
-    curve = [_at(bench, cell, student, folder, step) for step in range(between, settings.steps, between)]
-    full = EvaluateConfig(num_images=IMAGES, batch_size=DRAWN_AT_ONCE)
-    scores = {
-        _word(clip): bench.score(student, full.model_copy(update={"clip_sample": clip}), folder)
-        for clip in (False, True)
+    drawn = {
+        word: bench.drawn(student, config, folder / f"samples-{_sampler(config)}.safetensors")
+        for word, config in SAMPLERS.items()
     }
     line = {
         "key": cell.key,
         **asdict(cell),
         "params": sum(p.numel() for p in student.model.parameters()),
-        "scores": scores,
-        "curve": [point for point in curve if point],
+        "scores": {word: bench.score(drawn[word], config) for word, config in SAMPLERS.items()},
+        "curve": _curve(bench, cell, student, drawn["free"], folder),
         "error": bench.errors(student),
         "final": log.last_mean(log.read(run.train_log)),
         **json.loads((folder / "speed.json").read_text()),
         "batch_size": BATCH,
-        "cache": CACHE,
+        "cache": recipe.distill.cache.targets,
         "made": made(),
     }
     if cell.seed == 0:
-        _picture(folder, RESULTS / "extreme-compression" / f"{cell.key.replace('/', '_')}.png")
+        _picture(drawn.values(), RESULTS / "extreme-compression" / f"{cell.key.replace('/', '_')}.png")
     with LINES.open("a", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.write(json.dumps(line) + "\n")
     shutil.rmtree(run.checkpoints, ignore_errors=True)
 
 
-def _word(clip: bool) -> str:
-    return "clipped" if clip else "free"
+def _curve(bench: Bench, cell: Cell, student: Loaded, last: Drawn, folder: Path) -> list[dict[str, Any]]:
+    """Score the averages that were kept on the way, and the last one, with fewer images, x0 not clipped."""
+    config = SAMPLERS["free"].model_copy(update={"num_images": CURVE_IMAGES})
+    drawn = {cell.steps: last}
+    for step in range(0, cell.steps, cell.steps // CURVE_POINTS):
+        if (folder / AVERAGE.format(step)).exists():
+            model = student.family.build(student.model.config).eval()
+            model.load_state_dict(load_file(folder / AVERAGE.format(step)))
+            adopt(model)
+            kept = folder / f"samples-{step}-{_sampler(config)}.safetensors"
+            drawn[step] = bench.drawn(replace(student, model=model), config, kept)
+    scores = {step: bench.score(drawn[step], config) for step in sorted(drawn)}
+    return [{"step": step, **{name: of[name] for name in CURVE_METRICS}} for step, of in scores.items()]
 
 
-def _at(bench: Bench, cell: Cell, student: Loaded, folder: Path, step: int) -> dict[str, Any] | None:
-    """Score the average after `step` steps, with fewer images, x0 not clipped; None where no state was kept."""
-    file = folder / f"state-{step}.safetensors"
-    if not file.exists():
-        return None
-    state = load_file(file)
-    model = student.family.build(student.model.config).eval()
-    adopt(model)
-    names = dict(model.named_parameters())
-    model.load_state_dict({name: state[f"ema.student.{name}"] for name in names})
-    config = EvaluateConfig(num_images=CURVE_IMAGES, clip_sample=False, batch_size=DRAWN_AT_ONCE)
-    scores = bench.score(replace(student, model=model), config, folder, tag=f"-{step}")
-    return {"step": step, "frechet_distance": scores["frechet_distance"], "kid_mean": scores["kid_mean"]}
-
-
-def _picture(folder: Path, path: Path) -> None:
-    """Keep the first samples: x0 not clipped above, clipped below."""
-    rows = []
-    for clip in (False, True):
-        name = f"samples-{_sampler(EvaluateConfig(num_images=IMAGES, clip_sample=clip))}.safetensors"
-        rows.append(np.concatenate(list(load_file(folder / name)["pixels"].numpy()[:SHOWN, 0]), axis=1))
+def _picture(drawn: Iterable[Drawn], path: Path) -> None:
+    """Keep the first samples, one sampler's below the other's."""
+    rows = [np.concatenate(list(of_sampler.pixels[:SHOWN, 0]), axis=1) for of_sampler in drawn]
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.concatenate(rows)).save(path, optimize=True)
 
@@ -436,12 +434,10 @@ def run_all(work: Path, patterns: list[str]) -> None:
 def frame(work: Path) -> None:
     """Score the floor and the teacher, which no cell changes; lines of their own."""
     bench = Bench(work, Output())
-    full = EvaluateConfig(num_images=IMAGES, batch_size=DRAWN_AT_ONCE)
-    for clip in (False, True):
-        config = full.model_copy(update={"clip_sample": clip})
+    for word, config in SAMPLERS.items():
         row = model_row("teacher", bench.of_teacher(config), bench.real(IMAGES), bench.extractor)
-        print(_word(clip), row)
-    print(floor_row(bench.real(IMAGES)), profile(bench.real(IMAGES), bench.extractor, full, bench.loaded))
+        print(word, row)
+    print(floor_row(bench.real(IMAGES)), profile(bench.real(IMAGES), bench.extractor, SAMPLERS["free"], bench.loaded))
 
 
 if __name__ == "__main__":
