@@ -2,6 +2,7 @@
 
     python benchmarks/extreme_compression.py run --work runs/extreme                 # every cell that has no line yet
     python benchmarks/extreme_compression.py run --work runs/extreme --only 'main/*' 'long/*'
+    python benchmarks/extreme_compression.py frame                                  # the teacher, and real images
     python benchmarks/extreme_report.py                                             # tables and figures of all lines
 
 A cell is one student: trained, drawn from with x0 clipped and not clipped in the sampler, scored. A finished cell is
@@ -30,7 +31,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from edgediff import model_folder, samples, teacher
-from edgediff.artifacts import atomic_file, made
+from edgediff.artifacts import atomic_file, made, write_json
 from edgediff.backends.pytorch import PyTorchDenoiser
 from edgediff.diagnostics.by_timestep import errors_by_timestep
 from edgediff.distill import starting_student, taught_batches
@@ -47,6 +48,7 @@ from edgediff.training.loop import train
 
 RESULTS = Path(__file__).parent / "results"
 LINES = RESULTS / "extreme-compression.jsonl"
+FRAME = RESULTS / "extreme-compression-frame.json"
 TEACHER = "fashion-ddpm"
 EXTREME = 0.875  # of the channels removed: 63,465 of 3,939,393 parameters stay, 1.6 %
 STEPS, BATCH, CACHE, LEARNING_RATE = 5000, 32, 32768, 8e-3
@@ -432,12 +434,17 @@ def run_all(work: Path, patterns: list[str]) -> None:
 
 
 def frame(work: Path) -> None:
-    """Score the floor and the teacher, which no cell changes; lines of their own."""
+    """Score what no cell changes: the teacher, and as many real images as it drew."""
     bench = Bench(work, Output())
-    for word, config in SAMPLERS.items():
-        row = model_row("teacher", bench.of_teacher(config), bench.real(IMAGES), bench.extractor)
-        print(word, row)
-    print(floor_row(bench.real(IMAGES)), profile(bench.real(IMAGES), bench.extractor, SAMPLERS["free"], bench.loaded))
+    real = bench.real(IMAGES)
+    rows = {"real images": dict.fromkeys(SAMPLERS, floor_row(real))}
+    rows["teacher"] = {
+        word: model_row("teacher", bench.of_teacher(config), real, bench.extractor) for word, config in SAMPLERS.items()
+    }
+    _picture(map(bench.of_teacher, SAMPLERS.values()), RESULTS / "extreme-compression" / "teacher.png")
+    found = {name: {word: row.model_dump(mode="json") for word, row in of.items()} for name, of in rows.items()}
+    how = profile(real, bench.extractor, SAMPLERS["free"], bench.loaded).model_dump(mode="json")
+    write_json(FRAME, {"scores": found, "profile": how, "made": made()})
 
 
 if __name__ == "__main__":

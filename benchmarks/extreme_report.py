@@ -23,6 +23,7 @@ from PIL import Image, ImageDraw
 
 RESULTS = Path(__file__).parent / "results"
 LINES, PICTURES = RESULTS / "extreme-compression.jsonl", RESULTS / "extreme-compression"
+FRAME = RESULTS / "extreme-compression-frame.json"
 SETS = {
     "main": "Students of 1.6 % of the parameters",
     "long": "Twice as long",
@@ -31,6 +32,11 @@ SETS = {
     "ratio": "Larger students",
     "rate": "At a learning rate of 0.002",
     "tune": "Sweeps on seed 100, which no other table uses",
+}
+WORDS = {
+    "student_prediction=v_prediction,timestep_weighting=angular": "v,angular",
+    "student_prediction=v_prediction": "v",
+    "student_prediction=sample": "x0",
 }
 COLUMNS = (
     ("free", "frechet_distance", "FD", 0),
@@ -52,9 +58,16 @@ def groups(lines: list[Line], of: str) -> dict[str, list[Line]]:
     found: dict[str, list[Line]] = defaultdict(list)
     for line in lines:
         if line["set"] == of:
-            name = "/".join(line["key"].split("/")[1:-1])
-            found[name.removesuffix("/-")].append(line)
+            found[label(line["key"])].append(line)
     return dict(sorted(found.items(), key=lambda item: mean(item[1], "free", "frechet_distance")))
+
+
+def label(key: str) -> str:
+    """Word the method and the settings of a cell."""
+    _, method, settings, _ = key.split("/")
+    for setting, word in WORDS.items():
+        settings = settings.replace(setting, word)
+    return method if settings == "-" else f"{method}, {settings.replace(',', ', ')}"
 
 
 def values(lines: list[Line], sampler: str, metric: str) -> list[float]:
@@ -69,24 +82,31 @@ def table(lines: list[Line], of: str) -> list[str]:
     """Return one Markdown table: mean ± deviation over seeds, and the worst seed's FD with x0 not clipped."""
     head = [name for *_, name, _ in COLUMNS]
     rows = [f"| student | seeds | worst FD | {' | '.join(head)} |", f"|---|---:|---:|{'---:|' * len(head)}"]
+    for name, scores in json.loads(FRAME.read_text())["scores"].items():
+        rows.append(f"| *{name}* | | | {' | '.join(cells([{'scores': scores}]))} |")
     for name, of_name in groups(lines, of).items():
-        cells = []
-        for sampler, metric, _, digits in COLUMNS:
-            found = values(of_name, sampler, metric)
-            spread = f" ± {statistics.stdev(found):.{digits}f}" if len(found) > 1 else ""
-            cells.append(f"{statistics.mean(found):.{digits}f}{spread}" if found else "–")
         worst = max(values(of_name, "free", "frechet_distance"))
-        rows.append(f"| {name} | {len(of_name)} | {worst:.0f} | {' | '.join(cells)} |")
+        rows.append(f"| {name} | {len(of_name)} | {worst:.0f} | {' | '.join(cells(of_name))} |")
     return rows
+
+
+def cells(lines: list[Line]) -> list[str]:
+    """Return the columns of one row."""
+    words = []
+    for sampler, metric, _, digits in COLUMNS:
+        found = values(lines, sampler, metric)
+        spread = f" ± {statistics.stdev(found):.{digits}f}" if len(found) > 1 else ""
+        words.append(f"{statistics.mean(found):.{digits}f}{spread}" if found else "–")
+    return words
 
 
 def curves(lines: list[Line]) -> None:
     """Draw FD against steps, and the error against timesteps, of the main set."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5))
     for place, (name, of_name) in enumerate(groups(lines, "main").items()):
-        style = {"color": f"C{place % 10}", "linestyle": "--" if "v_prediction" in name else "-", "label": name}
+        style = {"color": f"C{place % 10}", "linestyle": "--" if ", v" in name else "-", "label": name}
         for line in of_name:
-            if line["curve"]:
+            if len(line["curve"]) > 1:
                 steps, distances = zip(*((p["step"], p["frechet_distance"]) for p in line["curve"]), strict=True)
                 left.plot(steps, distances, **style, marker="o", markersize=3, alpha=0.8)
             error = line["error"]
@@ -106,22 +126,21 @@ def curves(lines: list[Line]) -> None:
 
 def samples(lines: list[Line]) -> None:
     """Put the first samples of one seed of every main student below each other."""
-    rows, labels = [], []
+    pictures = {"teacher": PICTURES / "teacher.png"}
     for name, of_name in groups(lines, "main").items():
-        file = PICTURES / f"{of_name[0]['key'].replace('/', '_')}.png"
-        if file.exists():
-            rows.append(np.asarray(Image.open(file)))
-            labels.append(name)
-    if not rows:
-        return
-    scale, gap, margin = 2, 6, 330
+        for line in of_name:
+            file = PICTURES / f"{line['key'].replace('/', '_')}.png"
+            if file.exists():
+                pictures[name] = file
+    rows = [np.asarray(Image.open(file)) for file in pictures.values()]
+    scale, gap, margin = 2, 6, 130
     height, width = (side * scale for side in rows[0].shape)
     sheet = Image.new("L", (margin + width, len(rows) * (height + gap)), 255)
     pen = ImageDraw.Draw(sheet)
-    for place, (row, label) in enumerate(zip(rows, labels, strict=True)):
+    for place, (row, name) in enumerate(zip(rows, pictures, strict=True)):
         top = place * (height + gap)
         sheet.paste(Image.fromarray(row).resize((width, height), Image.Resampling.NEAREST), (margin, top))
-        pen.text((8, top + height // 2 - 6), label, fill=0)
+        pen.text((8, top + height // 2 - 6), name, fill=0)
     sheet.save(PICTURES / "samples.png", optimize=True)
 
 
