@@ -143,7 +143,7 @@ X0 = {"student_prediction": "sample"}
 
 Settings = tuple[str, dict[str, Any]]
 CENTRAL: tuple[Settings, ...] = (  # what the question is about
-    *(("output", {}), ("place", {}), ("output", ANGULAR), ("none", {})),
+    *(("output", {}), ("place", {}), ("output", ANGULAR), ("place", ANGULAR), ("none", {})),
     *((method, V) for method in IN_BOTH),
 )
 
@@ -170,7 +170,6 @@ def why() -> list[Cell]:
         ("output", {**X0, "timestep_weighting": "snr_truncated"}),
         ("output", {**V, "timestep_weighting": "min_snr"}),
         ("output", {**V, "timestep_weighting": "normalised"}),
-        ("place", ANGULAR),
         ("none", ANGULAR),
         ("output", {"timestep_weighting": "angular"}),
         ("output", {**V, "kd_space": "epsilon"}),
