@@ -67,7 +67,7 @@ SAMPLERS = {
     for word, clipped in (("free", False), ("clipped", True))
 }
 
-# Every method with the settings that its own sweep on seed 100 chose.
+# Every method with its settings: default weights, until the sweep of weights at this learning rate says otherwise.
 METHODS: dict[str, dict[str, Any]] = {
     "none": {"kd": "none"},
     "output": {"kd": "output"},
@@ -143,7 +143,11 @@ X0 = {"student_prediction": "sample"}
 
 Settings = tuple[str, dict[str, Any]]
 CENTRAL: tuple[Settings, ...] = (  # what the question is about
-    *(("output", {}), ("place", {}), ("output", ANGULAR), ("place", ANGULAR), ("none", {})),
+    ("output", {}),
+    ("place", {}),
+    ("output", ANGULAR),
+    ("place", ANGULAR),
+    ("none", {}),
     *((method, V) for method in IN_BOTH),
 )
 
@@ -258,10 +262,10 @@ class Bench:
     def __init__(self, work: Path, output: Output) -> None:
         self.work, self.output = work, output
         self.extractor = efficientnet_lite0()
-        self.loaded = model_folder.load(teacher.resolve(TEACHER).folder)
+        self.teacher = model_folder.load(teacher.resolve(TEACHER).folder)
         images = Cell("none", 0).recipe(work).data
-        self.train = samples.learned(images, "train", self.loaded, work / "encoded", output)
-        self.test = samples.scored(images, "test", self.loaded, work / "encoded", output)
+        self.train = samples.learned(images, "train", self.teacher, work / "encoded", output)
+        self.test = samples.scored(images, "test", self.teacher, work / "encoded", output)
         self._real: dict[int, RealImages] = {}
 
     def real(self, count: int) -> RealImages:
@@ -288,7 +292,7 @@ class Bench:
         """Return the first teacher's images of the same seeds."""
         whole = config.model_copy(update={"num_images": IMAGES})
         kept = RESULTS / "extreme-compression"  # half an hour of one core: drawn once, for every machine
-        found = self.drawn(self.loaded, whole, kept / f"teacher-{TEACHER}-{_sampler(whole)}.safetensors")
+        found = self.drawn(self.teacher, whole, kept / f"teacher-{TEACHER}-{_sampler(whole)}.safetensors")
         return _first(found, config.num_images)
 
     def score(self, drawn: Drawn, config: EvaluateConfig) -> dict[str, Any]:
@@ -300,7 +304,7 @@ class Bench:
     def errors(self, student: Loaded) -> dict[str, list[float]]:
         """Return the student's errors against the first teacher at spread timesteps, on held-out images."""
         found = errors_by_timestep(
-            self.loaded,
+            self.teacher,
             {"student": student},
             self.test,
             timesteps=torch.linspace(0, 999, ERROR_TIMESTEPS).long(),
@@ -442,7 +446,7 @@ def frame(work: Path) -> None:
     }
     _picture(map(bench.of_teacher, SAMPLERS.values()), RESULTS / "extreme-compression" / "teacher.png")
     found = {name: {word: row.model_dump(mode="json") for word, row in of.items()} for name, of in rows.items()}
-    how = profile(real, bench.extractor, SAMPLERS["free"], bench.loaded).model_dump(mode="json")
+    how = profile(real, bench.extractor, SAMPLERS["free"], bench.teacher).model_dump(mode="json")
     write_json(FRAME, {"scores": found, "profile": how, "made": made()})
 
 

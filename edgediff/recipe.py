@@ -229,6 +229,10 @@ def parse_losses(value: Any) -> Any:
         value = losses
     if isinstance(value, dict):
         for name, weight in value.items():
+            if name in KD_PRESETS:
+                raise ValueError(
+                    f"{name} is a preset and takes no weight; its losses do: {loss_words(KD_PRESETS[name])}"
+                )
             if name not in KD_LOSSES:
                 raise ValueError(f"unknown loss {name}; {nearest(name, (*KD_LOSSES, *KD_PRESETS))}")
             if not isinstance(weight, int | float) or not 0 < weight < math.inf:

@@ -111,6 +111,8 @@ def test_a_preset_reaches_a_recipe_with_every_default_written_out():
         ("place=0", "must be a number above 0"),
         ("place=x", "the weight of place must be a number above 0: x"),
         ({"place": "much"}, "the weight of place"),
+        ("angular=0.5", "angular is a preset and takes no weight; its losses do: output"),
+        ({"bk_sdm": 2}, "its losses do: output,feature"),
     ],
 )
 def test_wrong_losses_are_refused(given, found):

@@ -35,6 +35,17 @@ def test_outputs_and_gradients_equal_a_stock_layer_s(side, height, width, inputs
         torch.testing.assert_close(of_own.double(), of_stock, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((1, 4, 28, 28), torch.float64), ((1, 4, 7, 7), torch.float32), ((1, 4, 8, 40), torch.float32)]
+)
+def test_what_the_kernels_do_not_take_goes_to_the_stock_layer(shape, dtype):
+    stock = nn.Conv2d(4, 4, 3, padding=1).to(dtype)
+    own = copy.deepcopy(stock)
+    narrow_convolution.adopt(own)
+    images = torch.randn(shape, dtype=dtype)
+    assert torch.equal(own(images), stock(images))
+
+
 def test_a_model_keeps_its_weights_and_layers_that_do_not_suit():
     stock = UNet2DModel(**SMALL_UNET).eval()
     own = copy.deepcopy(stock)
