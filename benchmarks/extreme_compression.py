@@ -78,7 +78,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "attention": {"kd": "attention"},
     "multi_scale": {"kd": "multi_scale"},
 }
-IN_BOTH = ("output", "place", "none")  # taught in eps and in v
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,6 @@ class Cell:
 
 V = {"student_prediction": "v_prediction"}
 ANGULAR = {**V, "timestep_weighting": "angular"}
-X0 = {"student_prediction": "sample"}
 
 Settings = tuple[str, dict[str, Any]]
 CENTRAL: tuple[Settings, ...] = (  # what the question is about
@@ -148,48 +146,40 @@ CENTRAL: tuple[Settings, ...] = (  # what the question is about
     ("output", ANGULAR),
     ("place", ANGULAR),
     ("none", {}),
-    *((method, V) for method in IN_BOTH),
+    ("none", ANGULAR),
 )
+RIVALS = tuple(method for method in METHODS if method not in ("none", "output", "place"))
 
 
 def cells() -> list[Cell]:
     """Every cell, the most telling first."""
-    rivals: list[Settings] = [(method, {}) for method in METHODS if method not in IN_BOTH]
     found = [Cell(method, seed, distill=distill) for seed in range(5) for method, distill in CENTRAL]
-    found += [Cell(method, seed, distill=distill) for seed in range(5) for method, distill in rivals]
-    found += sizes() + longer() + why() + tuning() + rates()
+    found += [Cell(method, seed) for seed in range(5) for method in RIVALS]
+    found += [Cell(method, seed, distill=V) for seed in (0, 1) for method in ("output", "place", "none")]
+    found += sizes() + why() + longer() + tuning() + rates()
     found += [cell for ratio in LARGER for cell in larger(ratio)]
     return found + smaller_teachers()
 
 
 def why() -> list[Cell]:
-    """What the parameterisation does, taken apart: the output, the weight of timesteps, where it is compared."""
-    in_v = {"kd_space": "v_prediction"}
+    """What makes the difference, taken apart: PLACE's groups and terms, the output, the weight of timesteps."""
     settings: list[Settings] = [
-        ("output", in_v),  # an eps network, its error weighed as v's
-        ("output", {"timestep_weighting": "snr_truncated"}),  # the same weight by another name
-        ("output", {"timestep_weighting": "min_snr"}),
-        ("output", {"timestep_weighting": "normalised"}),
-        ("output", X0),
-        ("output", {**X0, "timestep_weighting": "snr_truncated"}),
-        ("output", {**V, "timestep_weighting": "min_snr"}),
-        ("output", {**V, "timestep_weighting": "normalised"}),
-        ("none", ANGULAR),
-        ("output", {"timestep_weighting": "angular"}),
-        ("output", {**V, "kd_space": "epsilon"}),
-        ("output", {**V, "x0_threshold": "none"}),
-        ("place", {**V, "place": {"terms": "fine"}}),
-        ("place", {**V, "place": {"terms": "coarse"}}),
-        ("place", {**V, "place": {"fine_weight": "fixed"}}),
-        ("place", {**V, "kd_space": "epsilon"}),
+        *(("place", {"place": {"group_size": size}}) for size in (4, 64)),  # 16 is the rule, N is LIFT
         ("place", {"place": {"grouping": "random"}}),
         ("place", {"place": {"grouping": "raster"}}),
-        *(("place", {"place": {"group_size": size}}) for size in (4, 64)),  # 16 is the rule, N is LIFT
         ("output", {"initial": "pruned"}),
         ("place", {"initial": "pruned"}),
-        ("output", {**V, "initial": "pruned"}),
+        ("output", {**ANGULAR, "initial": "pruned"}),
+        ("output", {"kd_space": "v_prediction"}),  # an eps network, its error weighed as v's
+        ("output", {"timestep_weighting": "angular"}),
+        ("place", {**ANGULAR, "place": {"terms": "fine"}}),
+        ("place", {**ANGULAR, "place": {"terms": "coarse"}}),
+        ("place", {**ANGULAR, "place": {"fine_weight": "fixed"}}),
+        ("output", {**ANGULAR, "student_prediction": "sample"}),
+        ("output", {**V, "timestep_weighting": "min_snr"}),
+        ("output", {**V, "timestep_weighting": "normalised"}),
     ]
-    return [Cell(method, seed, "why", distill=distill) for seed in (0, 1) for method, distill in settings]
+    return [Cell(method, 0, "why", distill=distill) for method, distill in settings]
 
 
 def longer() -> list[Cell]:
@@ -199,17 +189,17 @@ def longer() -> list[Cell]:
         ("output", {}),
         ("place", {}),
     ]
-    return [Cell(method, seed, "long", steps=LONG, distill=distill) for seed in (0, 1) for method, distill in settings]
+    return [Cell(method, 0, "long", steps=LONG, distill=distill) for method, distill in settings]
 
 
 def sizes() -> list[Cell]:
     """How many remembered targets are enough; 0: a live teacher, every target of which is new; the rest have CACHE."""
-    return [Cell("output", seed, "cache", distill={**V, "cache": {"targets": n}}) for seed in (0, 1) for n in (0, 1024)]
+    return [Cell("output", seed, "cache", distill={**V, "cache": {"targets": n}}) for n in (1024, 0) for seed in (0, 1)]
 
 
 def larger(ratio: float) -> list[Cell]:
     """Students between the teacher and the extreme one, where conventional distillation is said to work."""
-    settings = [*((method, {}) for method in METHODS), ("output", V), ("place", V)]
+    settings: list[Settings] = [*((method, {}) for method in METHODS), ("output", ANGULAR), ("place", ANGULAR)]
     return [
         Cell(method, seed, "ratio", ratio=ratio, distill=distill) for seed in (0, 1) for method, distill in settings
     ]
@@ -226,24 +216,24 @@ def smaller_teachers() -> list[Cell]:
 
 
 def rates() -> list[Cell]:
-    """Every method at a learning rate that is lower than short runs ask for: whether the order hangs on it."""
-    settings: list[Settings] = [
-        *((method, {}) for method in METHODS),
-        *((method, V) for method in IN_BOTH),
-        ("output", ANGULAR),
-    ]
-    return [Cell(method, 0, "rate", distill=distill, learning_rate=2e-3) for method, distill in settings]
+    """Lower learning rates than short runs ask for: whether the order hangs on it."""
+    alike: list[Settings] = [(method, {}) for method in METHODS if method not in ("attention", "output+feature")]
+    alike += [("output", V), ("place", V), ("none", V), ("output", ANGULAR)]
+    found = [Cell(method, 0, "rate", distill=distill, learning_rate=4e-3) for method, distill in CENTRAL[:4]]
+    return found + [Cell(method, 0, "rate", distill=distill, learning_rate=2e-3) for method, distill in alike]
 
 
 def tuning() -> list[Cell]:
     """Learning rates and weights, in short runs on a seed that no table uses."""
     found = []
     for rate in RATES:
-        for distill in ({}, V):
-            found += [Cell(method, 100, "tune", steps=SHORT, distill=distill, learning_rate=rate) for method in IN_BOTH]
+        settings: list[Settings] = [("output", {}), ("place", {}), ("output", V)]
+        found += [
+            Cell(method, 100, "tune", steps=SHORT, distill=distill, learning_rate=rate) for method, distill in settings
+        ]
     for method in METHODS:
-        if method not in IN_BOTH:
-            found.append(Cell(method, 100, "tune", steps=SHORT))
+        if method in RIVALS:
+            found += [Cell(method, 100, "tune", steps=SHORT, learning_rate=rate) for rate in RATES[1:3]]
         weighed = ({"kd": dict.fromkeys(method.split("+"), weight)} for weight in (0.1, 10.0))
         if method != "none":
             found += [Cell(method, 100, "tune", steps=SHORT, distill=distill) for distill in weighed]
@@ -429,11 +419,12 @@ def claimed(work: Path, cell: Cell) -> Iterator[bool]:
 def run_all(work: Path, patterns: list[str]) -> None:
     torch.set_num_threads(1)
     bench = Bench(work, Output())
-    for cell in cells():
-        if any(fnmatch.fnmatch(cell.key, pattern) for pattern in patterns):
-            with claimed(work, cell) as mine:
-                if mine:
-                    run_cell(bench, cell)
+    for pattern in patterns:
+        for cell in cells():
+            if fnmatch.fnmatch(cell.key, pattern):
+                with claimed(work, cell) as mine:
+                    if mine:
+                        run_cell(bench, cell)
 
 
 def frame(work: Path) -> None:
@@ -454,7 +445,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["run", "list", "frame"])
     parser.add_argument("--work", type=Path, default=Path("runs/extreme"))
-    parser.add_argument("--only", nargs="+", default=["main/*"], help="patterns of cell names")
+    parser.add_argument("--only", nargs="+", default=["main/*"], help="patterns of cell names, the first first")
     given = parser.parse_args()
     if given.what == "run":
         run_all(given.work, given.only)

@@ -30,7 +30,8 @@ SETS = {
     "why": "What makes the difference",
     "cache": "How many teacher targets are enough",
     "ratio": "Larger students",
-    "rate": "At a learning rate of 0.002",
+    "teacher": "Smaller teachers",
+    "rate": "At lower learning rates",
     "tune": "Sweeps on seed 100, which no other table uses",
 }
 WORDS = {
