@@ -17,7 +17,7 @@ from edgediff.distillation.targets import LiveTeacher, TaughtBatches, feature_po
 from edgediff.errors import BadInputError
 from edgediff.model_folder import Loaded
 from edgediff.output import Output, number
-from edgediff.recipe import DistillConfig, Recipe, loss_words
+from edgediff.recipe import DistillConfig, Recipe, loss_words, objective_words
 from edgediff.results import TrainingSummary
 from edgediff.run import Run
 from edgediff.samples import Samples
@@ -53,10 +53,10 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
         output.stage("distill", f"up to date: {summary.steps} steps with kd {summary.kd}")
         return summary
 
-    settings, words = recipe.distill.training, loss_words(recipe.distill.kd)
+    settings = recipe.distill.training
     small = starting_student(model_folder.load(source), recipe.distill)
     check_together(small, teachers)
-    output.stage("distill", f"kd {words}, {settings.steps} steps of {settings.batch_size}")
+    output.stage("distill", f"{objective_words(recipe.distill)}, {settings.steps} steps of {settings.batch_size}")
     for loaded in (small, *teachers):
         loaded.model.to(processes.device())
     torch.manual_seed(settings.seed)  # of the adapters
@@ -77,7 +77,7 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
         )
     cache = batches.teaching.report() if isinstance(batches.teaching, TargetCache) else None
     summary = TrainingSummary(
-        kd=words,
+        kd=loss_words(recipe.distill.kd),
         steps=result.steps,
         batch_size=result.global_batch,
         steps_per_second=result.steps_per_second,

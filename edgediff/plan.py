@@ -28,7 +28,7 @@ from edgediff.families import Config, Family, Widths
 from edgediff.metrics.cost import model_cost, parameter_bytes
 from edgediff.output import QUIET
 from edgediff.pruning import check_learnable, foreseen_cut, forwards, widths_for_ratio, widths_in_order
-from edgediff.recipe import EvaluateConfig, PruneConfig, Recipe, loss_words
+from edgediff.recipe import EvaluateConfig, PruneConfig, Recipe, objective_words
 from edgediff.results import Plan, Search, StagePlan
 
 TRIAL_BATCH = 4
@@ -244,7 +244,7 @@ def _distill_plan(stage: str, recipe: Recipe, student: float, taught: float) -> 
     return StagePlan(
         stage=stage,
         seconds=training.steps * training.batch_size * training.gradient_accumulation * of_step,
-        what=f"kd {loss_words(recipe.distill.kd)}, {training.steps} steps of {training.batch_size}, "
+        what=f"{objective_words(recipe.distill)}, {training.steps} steps of {training.batch_size}, "
         f"{training.precision}",
     )
 

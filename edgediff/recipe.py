@@ -241,7 +241,7 @@ def parse_losses(value: Any) -> Any:
 
 
 def loss_words(losses: Mapping[str, float]) -> str:
-    """Word losses as `--kd` reads them: `place`, `output+feature=0.1`, `none`."""
+    """Word losses as `--kd` reads them: `place`, `output,feature=0.1`, `none`."""
     words = [name if weight == 1 else f"{name}={weight:g}" for name, weight in losses.items()]
     return ",".join(words) or "none"
 
@@ -316,6 +316,16 @@ class DistillConfig(Config):
         if not self.kd and not self.diffusion_weight:
             raise ValueError("nothing to learn from: kd is none and diffusion_weight is 0")
         return self
+
+
+def objective_words(config: DistillConfig) -> str:
+    """Word what a student learns: `kd place`, or `kd output, v_prediction, angular timesteps`."""
+    words = [f"kd {loss_words(config.kd)}"]
+    if config.student_prediction is not None:
+        words.append(config.student_prediction)
+    if config.timestep_weighting != "uniform":
+        words.append(f"{config.timestep_weighting} timesteps")
+    return ", ".join(words)
 
 
 class ExportConfig(Config):

@@ -15,6 +15,7 @@ from edgediff.recipe import (
     dump,
     find,
     loss_words,
+    objective_words,
     packaged,
     read_yaml,
     recipes_folder,
@@ -94,6 +95,14 @@ def test_a_preset_sets_more_than_losses_where_nothing_else_was_asked_for():
     assert taught(kd="angular", timestep_weighting="min_snr") == ({"output": 1}, "v_prediction", "min_snr")
     assert taught(kd="angular", student_prediction="sample")[1:] == ("sample", "angular")
     assert taught(kd="output")[1:] == (None, "uniform")
+
+
+@pytest.mark.parametrize(
+    ("kd", "words"),
+    [("place", "kd place"), ("angular", "kd output, v_prediction, angular timesteps"), ("none", "kd none")],
+)
+def test_what_a_student_learns_is_worded_with_what_a_preset_set(kd, words):
+    assert objective_words(check({**MINIMAL, "distill": {"kd": kd}}, Recipe).distill) == words
 
 
 def test_a_preset_reaches_a_recipe_with_every_default_written_out():
