@@ -31,7 +31,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from edgediff import model_folder, samples, teacher
-from edgediff.artifacts import atomic_file, made, write_json
+from edgediff.artifacts import atomic_file, atomic_folder, made, read_json, write_json
 from edgediff.backends.pytorch import PyTorchDenoiser
 from edgediff.diagnostics.by_timestep import errors_by_timestep
 from edgediff.distill import starting_student, taught_batches
@@ -41,7 +41,7 @@ from edgediff.model_folder import Loaded
 from edgediff.output import Output
 from edgediff.prune import prune
 from edgediff.quality import Drawn, RealImages, draw, floor_row, model_row, profile, real_images
-from edgediff.recipe import EvaluateConfig, Recipe, check
+from edgediff.recipe import EvaluateConfig, Recipe, check, loss_words
 from edgediff.run import Run
 from edgediff.training import checkpoint, log
 from edgediff.training.loop import train
@@ -57,7 +57,7 @@ LARGER = (0.75, 0.5)
 LONG = STEPS * 2  # whether an order lasts
 RATES = (2e-3, 4e-3, 8e-3, 1.6e-2)
 IMAGES, CURVE_IMAGES, CURVE_POINTS = 1000, 500, 4  # curves of seed 0
-AVERAGE = "average-{}.safetensors"
+AVERAGE, SPEED = "average-{}.safetensors", "speed.json"
 CURVE_METRICS = ("frechet_distance", "kid_mean")
 DRAWN_AT_ONCE = 250  # changes speed only
 ERROR_TIMESTEPS, ERROR_IMAGES = 12, 200
@@ -338,14 +338,18 @@ def run_cell(bench: Bench, cell: Cell) -> None:
                 settings,
                 checkpoints=run.checkpoints,
                 log=run.train_log,
-                identity={},
+                identity={
+                    "distill": recipe.distill.model_dump(mode="json", exclude={"training"}),
+                    "teacher": big.sha256,
+                },
                 resume=True,
                 on_step=lambda record: progress.advance(note=f"loss {record.values['loss']:.4f}"),
                 snapshots=range(between, settings.steps, between) if cell.seed == 0 else (),
                 on_snapshot=lambda step: save_file(student.model.state_dict(), folder / AVERAGE.format(step)),
             )
-        model_folder.save(folder / "student", student.model, student.scheduler)
-        (folder / "speed.json").write_text(json.dumps({"steps_per_second": result.steps_per_second}))
+        write_json(folder / SPEED, {"steps_per_second": result.steps_per_second})
+        with atomic_folder(folder / "student") as temporary:
+            model_folder.save(temporary, student.model, student.scheduler)
     student = model_folder.load(folder / "student")
     adopt(student.model)
     drawn = {
@@ -355,12 +359,13 @@ def run_cell(bench: Bench, cell: Cell) -> None:
     line = {
         "key": cell.key,
         **asdict(cell),
+        "kd": loss_words(recipe.distill.kd),
         "params": sum(p.numel() for p in student.model.parameters()),
         "scores": {word: bench.score(drawn[word], config) for word, config in SAMPLERS.items()},
         "curve": _curve(bench, cell, student, drawn["free"], folder),
         "error": bench.errors(student),
         "final": log.last_mean(log.read(run.train_log)),
-        **json.loads((folder / "speed.json").read_text()),
+        **read_json(folder / SPEED),
         "batch_size": BATCH,
         "cache": recipe.distill.cache.targets,
         "made": made(),

@@ -16,6 +16,7 @@ import platform
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -29,6 +30,7 @@ from edgediff import __version__
 from edgediff.errors import BadInputError, CorruptArtifactError, StageFailedError
 
 MANIFEST = "manifest.json"
+DAY = 24 * 60 * 60  # seconds
 RECORDED_PACKAGES = ("torch", "diffusers", "onnx", "onnxruntime", "tensorrt-rtx-cu12", "tensorrt", "torch-pruning")
 
 
@@ -55,6 +57,29 @@ def atomic_file(path: Path) -> Iterator[Path]:
             yield temporary
             _publish(temporary)
             temporary.replace(path)
+            _flush(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def first_file(path: Path) -> Iterator[Path]:
+    """Give a temporary sibling to write; on success it becomes `path`, unless a file stands there by then: that stays.
+
+    For files that several processes would make alike and then write into: a rename would take them from each other.
+    Raises: StageFailedError, naming `path`, when the disk is full.
+    """
+    with naming_full_disk(path):
+        temporary = _sibling(path)
+        try:
+            yield temporary
+            _publish(temporary)
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                pass
+            except OSError:  # a file system without links
+                temporary.replace(path)
             _flush(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
@@ -275,16 +300,32 @@ def _describes(value: Any, stage: str, config: Mapping[str, Any], inputs: Mappin
 def _sibling(path: Path) -> Path:
     """Return the name under which this process writes `path`, after removing what dead processes left there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    own = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.(tmp|old)")
+    own = re.compile(rf"\.{re.escape(path.name)}\.(.+)\.(\d+)\.(tmp|old)")
     for left in list(path.parent.iterdir()):
         match = own.fullmatch(left.name)
-        if match is None or (int(match[1]) != os.getpid() and psutil.pid_exists(int(match[1]))):
+        if match is None or not _abandoned(left, match[1], int(match[2])):
             continue
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
         else:
             left.unlink(missing_ok=True)
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    return path.with_name(f".{path.name}.{_machine()}.{os.getpid()}.tmp")
+
+
+def _abandoned(left: Path, machine: str, pid: int) -> bool:
+    """Tell whether nobody writes a temporary file any more; those of other machines are given a day."""
+    if machine == _machine():
+        return pid == os.getpid() or not psutil.pid_exists(pid)
+    try:
+        return time.time() - left.stat().st_mtime > DAY
+    except FileNotFoundError:  # finished in this moment
+        return False
+
+
+@cache
+def _machine() -> str:
+    """Return this machine's or container's name as file names can have it: folders may be shared between several."""
+    return re.sub(r"[^\w-]", "-", platform.node()) or "-"
 
 
 def _publish(path: Path) -> None:

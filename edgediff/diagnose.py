@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -17,11 +16,19 @@ from edgediff.artifacts import atomic_file, atomic_folder, read_json, up_to_date
 from edgediff.backends import best_device
 from edgediff.data.images import Images
 from edgediff.data.order import evenly
-from edgediff.diagnostics import IMAGES, MAP_IMAGES, SHARPNESS_IMAGES, SHOWN_IMAGES, SHOWN_TIMESTEPS, TIMESTEPS
+from edgediff.diagnostics import (
+    BACKWARD_IMAGES,
+    IMAGES,
+    MAP_IMAGES,
+    SHARPNESS_IMAGES,
+    SHOWN_IMAGES,
+    SHOWN_TIMESTEPS,
+    TIMESTEPS,
+)
 from edgediff.diagnostics.by_timestep import errors_by_timestep
 from edgediff.diagnostics.error_map import error_map
-from edgediff.diagnostics.held_out import held_out, in_type_of
-from edgediff.diagnostics.sharpness import RHO, sharpness
+from edgediff.diagnostics.held_out import HeldOut, held_out, in_type_of, predict
+from edgediff.diagnostics.sharpness import RHO, Part, sharpness
 from edgediff.diagnostics.tiles import Tiles, tiles
 from edgediff.diffusion import schedule
 from edgediff.model_folder import Loaded
@@ -80,6 +87,7 @@ def diagnose(run: Run, recipe: Recipe, output: Output) -> Diagnosis:
         reference,
         timesteps=schedule.spread(loaded["teacher"].scheduler, SHOWN_TIMESTEPS),
         num_images=min(MAP_IMAGES, len(reference)),
+        batch_size=recipe.evaluate.batch_size,
     )
     with atomic_file(run.error_map) as temporary:
         save_file(places, temporary)
@@ -132,22 +140,27 @@ def show(diagnosis: Diagnosis, output: Output) -> None:
 def _sharpness(
     teacher: Loaded, models: Mapping[Literal["pruned", "student"], Loaded], images: Images
 ) -> dict[Literal["pruned", "student"], Sharpness]:
-    """Measure the sharpness of every model's distillation error on one batch."""
-    (batch,) = held_out(images, evenly(len(images), SHARPNESS_IMAGES), SHARPNESS_IMAGES)
-    at = schedule.spread(teacher.scheduler, len(batch.x0))
-    sample, at = (value.to(best_device()) for value in (batch.noised(teacher, at), at))
-    conditioning = {name: rows.to(best_device()) for name, rows in batch.conditioning.items()}
-    with torch.no_grad():
-        expected = teacher.family.prediction(teacher.model, sample, at, **conditioning)
+    """Measure the sharpness of every model's distillation error."""
+    indices = evenly(len(images), SHARPNESS_IMAGES)
+    timesteps = schedule.spread(teacher.scheduler, len(indices)).split(BACKWARD_IMAGES)
+    batches = list(zip(held_out(images, indices, BACKWARD_IMAGES), timesteps, strict=True))
 
-    def measured(of: Loaded) -> Sharpness:
+    def part(of: Loaded, batch: HeldOut, at: Tensor) -> Part:
+        expected = predict("teacher", teacher, batch, at, teacher).value.to(best_device())
+        sample, at = (value.to(best_device()) for value in (batch.noised(teacher, at), at))
+        conditioning = {name: rows.to(best_device()) for name, rows in batch.conditioning.items()}
+
         def loss(model: nn.Module) -> Tensor:
             said = of.family.prediction(model, sample, at, **conditioning)
-            return (in_type_of(teacher, said, of, sample, at) - expected).square().mean()
+            error = in_type_of(teacher, said, of, sample, at) - expected
+            return error.square().mean() * len(at) / len(indices)
 
-        return sharpness(of.model, loss)
+        return loss
 
-    return {role: measured(model) for role, model in models.items()}
+    return {
+        role: sharpness(model.model, [part(model, batch, at) for batch, at in batches])
+        for role, model in models.items()
+    }
 
 
 def _draw(teacher: Loaded, student: Loaded, images: Images, folder: Path) -> ErrorPictures:

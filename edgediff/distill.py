@@ -22,7 +22,7 @@ from edgediff.results import TrainingSummary
 from edgediff.run import Run
 from edgediff.samples import Samples
 from edgediff.training import checkpoint, log, processes
-from edgediff.training.batches import Noising
+from edgediff.training.batches import TOLD, Noising
 from edgediff.training.loop import train
 from edgediff.training.precision import settled
 
@@ -42,7 +42,9 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
     big = teachers[0]
     with processes.main_first():  # who indexes what the others then find indexed
         images = samples.learned(recipe.data, "train", big, roles.encoded(run, recipe), output)
-    config = {"distill": recipe.distill.model_dump(mode="json"), "data": recipe.data.model_dump(mode="json")}
+    # Of teachers and caches the inputs hold hashes: where they lie decides nothing.
+    decisive = recipe.distill.model_dump(mode="json", exclude={"teachers": True, "cache": {"folder"}})
+    config = {"distill": decisive, "data": recipe.data.model_dump(mode="json")}
     inputs = {
         "teacher": "+".join(teacher.sha256 for teacher in teachers),
         "pruned": content_hash(source),
@@ -59,6 +61,8 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
     output.stage("distill", f"{objective_words(recipe.distill)}, {settings.steps} steps of {settings.batch_size}")
     for loaded in (small, *teachers):
         loaded.model.to(processes.device())
+    for teacher in teachers:  # else autocast holds a second copy of their weights, in half precision
+        teacher.model.requires_grad_(False)
     torch.manual_seed(settings.seed)  # of the adapters
     objective = Distillation(small, teachers, recipe.distill).to(processes.device())
     cache_folder = Path(recipe.distill.cache.folder or run.targets)
@@ -71,11 +75,16 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
             settings,
             checkpoints=run.checkpoints,
             log=run.train_log,
-            identity={"distill": recipe.distill.model_dump(mode="json", exclude={"training"}), **inputs},
+            identity={
+                "distill": {name: value for name, value in config["distill"].items() if name != "training"},
+                "data": recipe.data.model_dump(include=TOLD),
+                **inputs,
+            },
             resume=resume,
             on_step=lambda record: progress.advance(note=_note(record.values)),
         )
-    cache = batches.teaching.report() if isinstance(batches.teaching, TargetCache) else None
+    teaching = batches.teaching
+    cache = teaching.report() if isinstance(teaching, TargetCache) and processes.is_main() else None
     summary = TrainingSummary(
         kd=loss_words(recipe.distill.kd),
         steps=result.steps,

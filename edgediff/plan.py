@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -159,8 +160,7 @@ def plan(recipe: Recipe, measured: Path | None = None) -> Plan:
     stages = [
         *_encode_plans(recipe, what, seconds["teacher"] / cost.macs),
         _prune_plan(recipe.prune, what, seconds["teacher"]),
-        *_assistant_plans(recipe, assistants, seconds["teacher"] / cost.macs),
-        _distill_plan("distill", recipe, seconds["student"], seconds["teacher"]),
+        *_distill_plans(recipe, assistants, seconds["student"], seconds["teacher"] / cost.macs),
         StagePlan(
             stage="export", seconds=3 * modules * EXPORT_SECONDS_A_MODULE, what="ONNX of teacher, pruned, student"
         ),
@@ -227,23 +227,34 @@ def _different_captions(images: Source) -> float:
     return len(images) * len(set(some)) / len(some)
 
 
-def _assistant_plans(recipe: Recipe, assistants: Sequence[Outline], seconds_a_mac: float) -> list[StagePlan]:
-    """Return the distillations of the teacher assistants, whose forward takes as long as its share of the MACs."""
-    found, taught = [], seconds_a_mac * model_cost(*_described(recipe.teacher)).macs
+def _distill_plans(
+    recipe: Recipe, assistants: Sequence[Outline], student: float, seconds_a_mac: float
+) -> list[StagePlan]:
+    """Return the trainings of the teacher assistants and of the student, each with those who teach it.
+
+    Args: student: its forward in seconds an image; everyone else's takes as long as its MACs say.
+    """
+    first = [
+        seconds_a_mac * model_cost(*_described(name)).macs for name in recipe.distill.teachers or (recipe.teacher,)
+    ]
+    found: list[StagePlan] = []
+    made: list[float] = []
     for what, of_assistant in zip(assistants, roles.assistant_recipes(recipe), strict=True):
         forward = seconds_a_mac * model_cost(what.family, what.student_config).macs
-        found.append(_distill_plan("assistant", of_assistant, forward, taught))
-        taught = forward
-    return found
+        teachers = roles.taught_by(recipe.distill, first, made)
+        found.append(_distill_plan("assistant", of_assistant, forward, fmean(teachers)))
+        made.append(forward)
+    return [*found, _distill_plan("distill", recipe, student, fmean(roles.taught_by(recipe.distill, first, made)))]
 
 
 def _distill_plan(stage: str, recipe: Recipe, student: float, taught: float) -> StagePlan:
-    """Return a training; `student` and `taught` are forwards of the student and its teacher, in seconds an image."""
-    training = recipe.distill.training
-    of_step = (1 + BACKWARD) * student + (taught if recipe.distill.kd else 0.0)
+    """Return a training; `student` and `taught` are forwards of the student and its teachers, in seconds an image."""
+    training, cached = recipe.distill.training, recipe.distill.cache.targets
+    images = training.steps * training.batch_size * training.gradient_accumulation
+    answers = 0 if not recipe.distill.kd else min(images, cached) if cached else images
     return StagePlan(
         stage=stage,
-        seconds=training.steps * training.batch_size * training.gradient_accumulation * of_step,
+        seconds=images * (1 + BACKWARD) * student + answers * taught,
         what=f"{objective_words(recipe.distill)}, {training.steps} steps of {training.batch_size}, "
         f"{training.precision}",
     )

@@ -90,7 +90,7 @@ class TrainingConfig(Config):
     batch_size: int = Field(64, gt=0)
     gradient_accumulation: int = Field(1, gt=0)  # forwards of one process for one update
     learning_rate: float = Field(1e-3, gt=0)
-    lr_schedule: Literal["constant", "cosine"] = "cosine"  # cosine falls to 0 at the last step
+    lr_schedule: Literal["constant", "cosine"] = "cosine"  # cosine falls to 0 after the last step
     warmup_steps: int = Field(100, ge=0)
     weight_decay: float = Field(0.0, ge=0)
     grad_clip: float = Field(1.0, gt=0)  # largest norm of the gradient
@@ -315,6 +315,11 @@ class DistillConfig(Config):
     def _something_to_learn(self) -> Self:
         if not self.kd and not self.diffusion_weight:
             raise ValueError("nothing to learn from: kd is none and diffusion_weight is 0")
+        if self.timestep_weighting == "normalised" and self.place.fine_weight == "learnable":
+            raise ValueError(
+                "a learnable place.fine_weight makes the loss negative, which `timestep_weighting: normalised` cannot "
+                "divide by: choose another of either"
+            )
         return self
 
 

@@ -26,7 +26,7 @@ from edgediff.recipe import TeacherRecipe
 from edgediff.skeleton import lay_out
 from edgediff.teacher_card import write_card
 from edgediff.training import checkpoint, processes
-from edgediff.training.batches import NoisedBatch, Noising
+from edgediff.training.batches import TOLD, NoisedBatch, Noising
 from edgediff.training.loop import LOG_NAME, train
 
 IDENTITY = ("model", "scheduler", "text_encoder")  # the parts of a recipe that a training's state belongs to
@@ -100,7 +100,11 @@ def train_teacher(recipe: TeacherRecipe, out: Path, output: Output, *, resume: b
             settings,
             checkpoints=out / "checkpoints",
             log=out / LOG_NAME,
-            identity={**{key: config[key] for key in IDENTITY if config[key] is not None}, **inputs},
+            identity={
+                **{key: config[key] for key in IDENTITY if config[key] is not None},
+                "data": recipe.data.model_dump(include=TOLD),
+                **inputs,
+            },
             resume=resume,
             on_step=lambda record: progress.advance(note=f"loss {record.values['loss']:.4f}"),
             snapshots=recipe.snapshots,

@@ -17,6 +17,7 @@ from edgediff.artifacts import (
     atomic_file,
     atomic_folder,
     content_hash,
+    first_file,
     read_json,
     read_result,
     result_up_to_date,
@@ -181,17 +182,39 @@ def test_other_errors_of_a_writer_are_not_called_a_full_disk(tmp_path):
 def test_what_killed_writers_left_goes_with_the_next_write(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    living = os.getppid()
-    for pid in (dead.pid, living):
-        (tmp_path / f".folder.{pid}.tmp").mkdir()
-        (tmp_path / f".folder.{pid}.tmp" / "half").write_text("")
-        (tmp_path / f".file.{pid}.tmp").write_text("half")
-    (tmp_path / f".folder.{dead.pid}.old").mkdir()
-    (tmp_path / f".folder2.{dead.pid}.tmp").mkdir()  # somebody else's
+    here = artifacts._machine()
+    gone, living = f"{here}.{dead.pid}", f"{here}.{os.getppid()}"
+    for writer in (gone, living):
+        (tmp_path / f".folder.{writer}.tmp").mkdir()
+        (tmp_path / f".folder.{writer}.tmp" / "half").write_text("")
+        (tmp_path / f".file.{writer}.tmp").write_text("half")
+    (tmp_path / f".folder.{gone}.old").mkdir()
+    (tmp_path / f".folder2.{gone}.tmp").mkdir()  # somebody else's
     make(tmp_path / "folder")
     write_json(tmp_path / "file", {})
-    expected = ["file", "folder", f".file.{living}.tmp", f".folder.{living}.tmp", f".folder2.{dead.pid}.tmp"]
+    expected = ["file", "folder", f".file.{living}.tmp", f".folder.{living}.tmp", f".folder2.{gone}.tmp"]
     assert names(tmp_path) == sorted(expected)
+
+
+def test_another_machines_writer_is_left_alone_for_a_day(tmp_path):
+    """Its process number means nothing here, where it may be nobody's."""
+    working, killed = (tmp_path / f".file.{machine}.999999.tmp" for machine in ("elsewhere", "gone"))
+    working.write_text("half")
+    killed.write_text("half")
+    os.utime(killed, (0, 0))
+    write_json(tmp_path / "file", {})
+    assert names(tmp_path) == [".file.elsewhere.999999.tmp", "file"]
+
+
+def test_of_several_first_files_the_first_stays(tmp_path):
+    with first_file(tmp_path / "file") as mine:
+        mine.write_text("late")
+        (tmp_path / "file").write_text("early")
+    assert (tmp_path / "file").read_text() == "early"
+    with first_file(tmp_path / "other") as mine:
+        mine.write_text("alone")
+    assert (tmp_path / "other").read_text() == "alone"
+    assert names(tmp_path) == ["file", "other"]
 
 
 def test_a_full_disk_while_writing_a_file(tmp_path, monkeypatch):

@@ -173,14 +173,14 @@ def test_sharpness_of_a_quadratic_is_its_gradient_norm_and_half_rho_of_its_curva
     gradient = np.array([4.0, 2.0])
     along = gradient / np.linalg.norm(gradient)
     expected = np.linalg.norm(gradient) + RHO / 2 * (along * [4, 1] * along).sum()
-    found = sharpness(model, lambda moved: moved.loss())
+    found = sharpness(model, [lambda moved: moved.loss() / 4, lambda moved: moved.loss() * 3 / 4])
     assert found.loss == pytest.approx(4) and found.gradient_norm == pytest.approx(np.linalg.norm(gradient))
     assert found.sharpness == pytest.approx(expected, rel=1e-12)  # float64, a difference of 0.2 beside 4
     assert (model.a.item(), model.b.item()) == (1, 2) and model.a.grad is None
 
 
 def test_sharpness_at_a_minimum_is_zero():
-    found = sharpness(Quadratic(0, 0), lambda moved: moved.loss())
+    found = sharpness(Quadratic(0, 0), [lambda moved: moved.loss()])
     assert (found.loss, found.gradient_norm, found.sharpness) == (0, 0, 0)
 
 

@@ -2,7 +2,9 @@
 
 import pytest
 
+from edgediff import plan as plans
 from edgediff.errors import BadInputError
+from edgediff.metrics.cost import model_cost
 from edgediff.plan import plan
 from edgediff.recipe import Recipe, check
 
@@ -38,6 +40,36 @@ def test_learned_depth_and_assistants_are_counted():
     assert "depth, by tinyfusion, learned in 500 steps of 8" in stages["prune"].what
     assert stages["assistant"].what.startswith("kd place, 1000 steps of 64")
     assert 0 < stages["assistant"].seconds < stages["distill"].seconds
+
+
+def distillations(**distill):
+    """The seconds of all trainings of 100 samples, with a student's forward of 2 and an assistant's next to none."""
+    recipe = check(
+        {
+            "teacher": "fashion-ddpm",
+            "prune": {"ratio": 0.9},
+            "distill": {"training": {"steps": 10, "batch_size": 10}, **distill},
+        },
+        Recipe,
+    )
+    *assistants, _ = plans.outlines(recipe)
+    teacher = model_cost(*plans._described("fashion-ddpm")).macs
+    return [stage.seconds for stage in plans._distill_plans(recipe, assistants, 2.0, 60.0 / teacher)]
+
+
+def test_a_cached_teacher_answers_once():
+    assert distillations() == [pytest.approx(100 * (3 * 2 + 60))]
+    assert distillations(cache={"targets": 20}) == [pytest.approx(100 * 3 * 2 + 20 * 60)]
+    assert distillations(cache={"targets": 2000}) == distillations()
+    assert distillations(kd="none") == [pytest.approx(100 * 3 * 2)]
+
+
+def test_an_assistant_s_student_is_taught_by_it_alone_or_by_all():
+    assistants = [{"ratio": 0.9}]
+    of_assistant, alone = distillations(assistants=assistants)
+    assert of_assistant > 100 * 60 and alone < 100 * (3 * 2 + 2)
+    *_, all_of_them = distillations(assistants=assistants, guidance="dense")
+    assert all_of_them - alone == pytest.approx(100 * 60 / 2, rel=0.02)
 
 
 def test_a_model_in_pixels_has_nothing_to_encode(small_teacher):

@@ -111,6 +111,11 @@ def test_a_preset_reaches_a_recipe_with_every_default_written_out():
     assert check(complete, Recipe) == check({**MINIMAL, "distill": {"kd": "angular"}}, Recipe)
 
 
+def test_a_loss_that_turns_negative_is_not_divided_by_its_mean():
+    found = message({**MINIMAL, "distill": {"timestep_weighting": "normalised", "place": {"fine_weight": "learnable"}}})
+    assert "fine_weight" in found and "normalised" in found
+
+
 @pytest.mark.parametrize(
     ("given", "found"),
     [

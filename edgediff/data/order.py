@@ -32,7 +32,12 @@ def evenly(total: int, count: int) -> Tensor:
 
 def step_generator(seed: int, step: int) -> torch.Generator:
     """Return the CPU random generator of one training step, a function of (seed, step) alone."""
-    return torch.Generator().manual_seed(mixed(seed, step + 2**32))
+    return torch.Generator().manual_seed(step_seed(seed, step))
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Return the seed of everything random in one training step."""
+    return mixed(seed, step + 2**32)
 
 
 def mixed(seed: int, counter: int) -> int:

@@ -19,6 +19,7 @@ from edgediff.artifacts import atomic_file
 from edgediff.errors import BadInputError
 
 SHARD_BYTES = 64 * 2**20  # about; small enough to be made in a moment
+OPEN = 64  # shards of a store that are mapped at once: systems give a process as few as 256 file descriptors
 CHECKSUMS = "crc32"
 KINDS = {"F16": np.float16, "U32": np.uint32, "I32": np.int32, "I64": np.int64}
 
@@ -38,8 +39,11 @@ class Shard:
             header: dict[str, Any] = json.loads(file.read(length))
         header.pop("__metadata__", None)
         self.offsets = {name: 8 + length + what["data_offsets"][0] for name, what in header.items()}
+        whole = np.memmap(path, np.uint8, "r")  # one map, because each one holds a file descriptor
         self.tensors = {
-            name: np.memmap(path, KINDS[what["dtype"]], "r", self.offsets[name], tuple(what["shape"]))
+            name: whole[slice(*(8 + length + end for end in what["data_offsets"]))]
+            .view(KINDS[what["dtype"]])
+            .reshape(what["shape"])
             for name, what in header.items()
         }
         self.checksums = self.tensors.pop(CHECKSUMS)

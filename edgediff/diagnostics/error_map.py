@@ -12,19 +12,20 @@ from edgediff.model_folder import Loaded
 
 
 def error_map(
-    teacher: Loaded, student: Loaded, samples: Images, *, timesteps: Tensor, num_images: int
+    teacher: Loaded, student: Loaded, samples: Images, *, timesteps: Tensor, num_images: int, batch_size: int
 ) -> dict[str, Tensor]:
     """Return where the student's prediction differs from the teacher's, in the teacher's prediction type.
 
     Returns: `timesteps` (T,) int64, and `squared_error` (T, H, W) float32, the mean over samples and channels.
     Raises: StageFailedError for a prediction that is not finite.
     """
-    (batch,) = held_out(samples, evenly(len(samples), num_images), num_images)
-    maps = []
-    for timestep in timesteps:
-        at = timestep.expand(len(batch.x0))
-        expected, said = (
-            predict(name, of, batch, at, teacher) for name, of in (("teacher", teacher), ("student", student))
-        )
-        maps.append((said.value - expected.value).square().mean(dim=(0, 1)))
-    return {"timesteps": timesteps, "squared_error": torch.stack(maps)}
+    indices = evenly(len(samples), num_images)
+    maps = torch.zeros(len(timesteps), *samples.shape[1:])
+    for batch in held_out(samples, indices, batch_size):
+        for place, timestep in enumerate(timesteps):
+            at = timestep.expand(len(batch.x0))
+            expected, said = (
+                predict(name, of, batch, at, teacher) for name, of in (("teacher", teacher), ("student", student))
+            )
+            maps[place] += (said.value - expected.value).square().mean(1).sum(0).cpu() / len(indices)
+    return {"timesteps": timesteps, "squared_error": maps}

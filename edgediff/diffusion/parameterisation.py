@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from edgediff.diffusion.noising import check_prediction_type
-from edgediff.diffusion.schedule import FLOW, coefficients, prediction_type
+from edgediff.diffusion.schedule import FLOW, coefficients
 from edgediff.errors import BadInputError
 
 Threshold = Literal["none", "clip", "dynamic"]
@@ -22,11 +22,6 @@ def snr(scheduler: Any, timestep: Tensor) -> Tensor:
     """Return the signal-to-noise ratio a² / s² at the timesteps (B,), on their device."""
     a, s = coefficients(scheduler, timestep, timestep)
     return (a / s.clamp(min=SMALLEST)).square()
-
-
-def predicted_x0(prediction: Tensor, sample: Tensor, timestep: Tensor, scheduler: Any) -> Tensor:
-    """Return the x0 (B, C, H, W) that a prediction of the scheduler's `prediction_type` at x_t means."""
-    return convert(prediction, sample, timestep, scheduler, prediction_type(scheduler), "sample")
 
 
 def convert(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,9 @@ import torch
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from edgediff.artifacts import atomic_file, read_object, write_json
+from edgediff.artifacts import first_file, read_object, write_json
 from edgediff.data.order import visited
-from edgediff.data.shards import CHECKSUMS, SHARD_BYTES, Shard, checksum, refuse_another
+from edgediff.data.shards import CHECKSUMS, OPEN, SHARD_BYTES, Shard, checksum, refuse_another
 from edgediff.distillation.targets import LiveTeacher, Targets
 from edgediff.errors import StageFailedError
 from edgediff.training.batches import NoisedBatch
@@ -65,7 +66,7 @@ class TargetCache:
         self.hits = self.misses = 0
         self.live_seconds = 0.0
         self.seconds_a_target = 0.0  # of the teacher, as those who filled the cache measured it
-        self._shards: dict[int, _GrowingShard] = {}
+        self._open = lru_cache(OPEN)(_GrowingShard)
         self._entries_a_shard: int | None = None  # known from the first shard on
         self._growing = True
         wanted = {"format": str(FORMAT), "features": _worded(live.points), **identity}
@@ -157,12 +158,10 @@ class TargetCache:
             else:
                 return None
         index = number // self._entries_a_shard
-        if index not in self._shards:
-            path = self.folder / f"shard-{index:05}.safetensors"
-            if not path.exists() and (row is None or not self._growing or not self._make(path, row)):
-                return None
-            self._shards[index] = _GrowingShard(path)
-        return self._shards[index]
+        path = self.folder / f"shard-{index:05}.safetensors"
+        if not path.exists() and (row is None or not self._growing or not self._make(path, row)):
+            return None
+        return self._open(path)
 
     def _make(self, path: Path, row: list[np.ndarray]) -> bool:
         """Make a shard of zeros; return whether the disk had room for it."""
@@ -171,7 +170,7 @@ class TargetCache:
         for place, maps in enumerate(row):
             tensors[f"map{place:03}"] = np.zeros((entries, *maps.shape), np.float16)
         try:
-            with atomic_file(path) as temporary:
+            with first_file(path) as temporary:  # another process may make it too
                 save_file(tensors, temporary)
         except StageFailedError as error:
             self._stop_growing(error)

@@ -26,7 +26,10 @@ class TimestepNormalisation(nn.Module):
         self.register_buffer("mean", torch.zeros(BINS))  # 0: nothing seen yet
 
     def forward(self, loss: Tensor, timestep: Tensor) -> Tensor:
-        """Return the loss (B,) over its bin's mean; the mean, of all ranks, takes this batch in first."""
+        """Return the loss (B,) over its bin's mean; the mean, of all ranks, takes this batch in first.
+
+        Args: timestep: (B,) int64, counted from 0 at the cleanest one, whatever the schedule counts from.
+        """
         bins = timestep * BINS // self.num_train_timesteps
         sums = torch.zeros_like(self.mean).index_add(0, bins, loss.detach().float())
         counts = torch.zeros_like(self.mean).index_add(0, bins, torch.ones_like(loss, dtype=torch.float32))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from edgediff.diffusion import schedule
 from edgediff.diffusion.noising import prediction_target
-from edgediff.diffusion.parameterisation import convert
+from edgediff.diffusion.parameterisation import Threshold, convert
 from edgediff.diffusion.weighting import timestep_weights
 from edgediff.distillation.normalisation import TimestepNormalisation
 from edgediff.distillation.targets import Targets, TaughtBatch, feature_points
@@ -42,6 +42,8 @@ class Distillation(nn.Module):
         self.own = schedule.prediction_type(student.scheduler)
         self.theirs = schedule.prediction_type(teachers[0].scheduler)
         self.space = config.kd_space or self.own
+        # Latents have no range to hold them to.
+        self.threshold: Threshold = "none" if teachers[0].autoencoder else config.x0_threshold
         configs = [of.model.config for of in (student, *teachers)]
         points = feature_points(config, [(of.family, of.model.config) for of in (student, *teachers)])
         self.points = points[0]
@@ -68,7 +70,7 @@ class Distillation(nn.Module):
             quantities = self._teach(terms, prediction, features, batch, batch.targets)
         total = torch.stack(list(terms.values())).sum(0)
         if config.timestep_weighting == "normalised":
-            total = self.normalisation(total, batch.timestep)
+            total = self.normalisation(total, batch.timestep - schedule.cleanest(self.scheduler))
         if config.gradient_norms_every and batch.step % config.gradient_norms_every == 0 and self.training:
             quantities |= self._gradient_norms(terms)
         return total.mean(), {**{name: value.detach().mean() for name, value in terms.items()}, **quantities}
@@ -85,13 +87,14 @@ class Distillation(nn.Module):
         config = self.config
         place = (batch.sample, batch.timestep, self.scheduler)
         mine = convert(prediction, *place, self.own, self.space)
-        taught = convert(targets.prediction, *place, self.theirs, self.space, threshold=config.x0_threshold)
+        taught = convert(targets.prediction, *place, self.theirs, self.space, threshold=self.threshold)
         quantities: dict[str, Tensor] = {}
         for name, weight in config.kd.items():
             loss = LOSSES[name]
             if loss.kind == "prediction":
                 found = self._prediction_loss(name, batch.step)(mine, taught, reduction=config.reduction)
-                quantities |= {} if "coarse" in quantities else _of_fit(found)
+                if name in GROUPED or "coarse" not in quantities:
+                    quantities |= _of_fit(found)
                 terms[name] = weight * self._weighted(found.total, batch, self.space)
             else:
                 maps = self.adapters(features) if loss.adapters else features
@@ -116,7 +119,7 @@ class Distillation(nn.Module):
     def _weighted(self, loss: Tensor, batch: TaughtBatch, space: str) -> Tensor:
         """Return a loss (B,), measured in `space`, with the weight of its timesteps."""
         kind = self.config.timestep_weighting
-        if kind in ("uniform", "normalised"):
+        if kind == "normalised":  # by what the whole loss was before
             return loss
         return loss * timestep_weights(kind, self.scheduler, batch.timestep, space)
 

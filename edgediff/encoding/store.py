@@ -7,6 +7,7 @@ again from its first row, so that a killed encoding ends with the same bytes as 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -35,7 +36,7 @@ class Store:
         self.sha256 = digest(manifest["files"])
         self._names = tuple(manifest["rows"])
         self._starts = np.cumsum([0, *manifest["rows"].values()])
-        self._shards: dict[int, Shard] = {}
+        self._shard = lru_cache(shards.OPEN)(Shard)
 
     @classmethod
     def open(cls, folder: Path, kind: str) -> Self:
@@ -72,11 +73,10 @@ class Store:
         number = int(np.searchsorted(self._starts, row, side="right")) - 1
         path = self.folder / self._names[number]
         try:
-            if number not in self._shards:
-                self._shards[number] = Shard(path)
+            shard = self._shard(path)
         except (OSError, ValueError, KeyError) as error:
             raise _damage(path) from error
-        values = self._shards[number].read(row - int(self._starts[number]), names)
+        values = shard.read(row - int(self._starts[number]), names)
         if values is None:
             raise _damage(path)
         return values

@@ -21,7 +21,6 @@ from edgediff.losses.multi_scale import multi_scale
 from edgediff.losses.output import output
 from edgediff.losses.place import place
 from edgediff.losses.terms import KDTerms, Reduction, squared_error
-from edgediff.recipe import KD_PRESETS as PRESETS
 
 
 @dataclass(frozen=True)
@@ -34,24 +33,22 @@ class Loss:
 
     kind: Literal["prediction", "feature"]
     function: Callable[..., Any]
-    paper: str
     adapters: bool = False
 
 
 LOSSES: dict[str, Loss] = {
-    "output": Loss("prediction", output, "Hinton, Vinyals, Dean 2015, arXiv 1503.02531"),
-    "lift": Loss("prediction", lift, "Han, Yeo, Yoo, CVPR 2026, arXiv 2605.19729"),
-    "place": Loss("prediction", place, "Han, Yeo, Yoo, CVPR 2026, arXiv 2605.19729"),
-    "multi_scale": Loss("prediction", multi_scale, "Hoogeboom, Heek, Salimans, ICML 2023, arXiv 2301.11093"),
-    "dist": Loss("prediction", dist, "Huang et al., NeurIPS 2022, arXiv 2205.10536"),
-    "feature": Loss("feature", feature, "Romero et al., ICLR 2015, arXiv 1412.6550", adapters=True),
-    "attention": Loss("feature", attention, "Zagoruyko, Komodakis, ICLR 2017, arXiv 1612.03928"),
-    "masked_feature": Loss("feature", masked_feature, "Fang et al., CVPR 2025, arXiv 2412.01199", adapters=True),
+    "output": Loss("prediction", output),
+    "lift": Loss("prediction", lift),
+    "place": Loss("prediction", place),
+    "multi_scale": Loss("prediction", multi_scale),
+    "dist": Loss("prediction", dist),
+    "feature": Loss("feature", feature, adapters=True),
+    "attention": Loss("feature", attention),
+    "masked_feature": Loss("feature", masked_feature, adapters=True),
 }
 
 __all__ = [
     "LOSSES",
-    "PRESETS",
     "KDTerms",
     "Loss",
     "Reduction",

@@ -43,14 +43,15 @@ class LearnableFineWeight(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.log_variance = nn.Parameter(torch.zeros(()))
+        self.log_variance = nn.Parameter(torch.zeros(1))  # FSDP cuts no scalars
 
     def forward(self, loss: Callable[..., KDTerms]) -> Callable[..., KDTerms]:
         """Return `lift` or `place`, settings bound, with this weight, and with its penalty in `total`."""
 
         def weighted(student: Tensor, teacher: Tensor, *, reduction: Reduction = "sum") -> KDTerms:
-            terms = loss(student, teacher, reduction=reduction, fine_weight=torch.exp(-self.log_variance))
+            log_variance = self.log_variance.squeeze()
+            terms = loss(student, teacher, reduction=reduction, fine_weight=torch.exp(-log_variance))
             elements = student.shape[1:].numel() / divisor(student, reduction)
-            return terms._replace(total=terms.total + elements * self.log_variance)
+            return terms._replace(total=terms.total + elements * log_variance)
 
         return weighted

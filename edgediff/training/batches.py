@@ -34,6 +34,9 @@ class NoisedBatch:
     conditioning: Mapping[str, Tensor]
 
 
+TOLD = {"conditioning_dropout", "random_conditioning"}  # the data's settings that noised batches depend on
+
+
 class Noising:
     """Turns entries of a training into noised batches: which image, how noisy, with which noise (`training.draws`).
 

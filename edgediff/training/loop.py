@@ -25,7 +25,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
-from edgediff.data.order import mixed, step_generator
+from edgediff.data.order import mixed, step_seed
 from edgediff.errors import InterruptedStageError, StageFailedError
 from edgediff.interrupts import deferred_interrupt
 from edgediff.recipe import TrainingConfig
@@ -225,7 +225,7 @@ class _Update:
         """
         config, accelerator = self.config, self.accelerator
         together, forwards = accelerator.num_processes, config.gradient_accumulation
-        seed = step_generator(config.seed, step).initial_seed()
+        seed = step_seed(config.seed, step)
         names: list[str] = []
         sums = torch.zeros((), device=self.device)
         self.optimizer.zero_grad(set_to_none=True)

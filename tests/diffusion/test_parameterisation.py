@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from edgediff.diffusion.noising import PREDICTION_TYPES, prediction_target
-from edgediff.diffusion.parameterisation import coefficients, convert, predicted_x0, snr, thresholded
+from edgediff.diffusion.parameterisation import coefficients, convert, snr, thresholded
 from edgediff.diffusion.weighting import angular_speed, timestep_weights
 from edgediff.errors import BadInputError
 
@@ -54,11 +54,11 @@ def test_conversions_keep_the_order_of_errors():
         assert torch.equal((other - one).square().flatten(1).argsort(), order)
 
 
-def test_predicted_x0_is_what_the_sampler_of_diffusers_estimates(batch):
+def test_x0_is_what_the_sampler_of_diffusers_estimates(batch):
     _, _, sample = batch
     prediction = torch.randn(sample.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     for kind, scheduler in SCHEDULERS.items():
-        estimate = predicted_x0(prediction, sample, TIMESTEPS, scheduler)
+        estimate = convert(prediction, sample, TIMESTEPS, scheduler, kind, "sample")
         scheduler.set_timesteps(1000)
         for row, timestep in enumerate(TIMESTEPS):
             step = scheduler.step(prediction[row], timestep, sample[row], generator=torch.Generator())

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from torch.nn.functional import mse_loss
 
 from edgediff import data, families, model_folder
 from edgediff.diffusion.weighting import timestep_weights
 from edgediff.distillation.normalisation import TimestepNormalisation
 from edgediff.distillation.objective import Distillation
-from edgediff.distillation.targets import LiveTeacher, TaughtBatch, TaughtBatches, feature_points
+from edgediff.distillation.targets import LiveTeacher, Targets, TaughtBatch, TaughtBatches, feature_points
 from edgediff.errors import BadInputError
 from edgediff.families import Family
 from edgediff.families.unet2d import UNet2D
@@ -162,6 +162,46 @@ def test_normalised_losses_have_mean_one():
     before = normalisation.mean.clone()
     normalisation(5 * hard, timestep)
     assert torch.equal(before, normalisation.mean)
+
+
+def test_every_timestep_of_flow_matching_has_its_mean(teacher):
+    """Its timesteps count from 1 to 1,000."""
+    config = DistillConfig(kd="output", timestep_weighting="normalised", diffusion_weight=0)
+    flow = replace(teacher, scheduler=FlowMatchEulerDiscreteScheduler())
+    objective = Distillation(flow, [flow], config).train()
+    samples = torch.randn(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    timestep = torch.tensor([1, 50, 51, 1000])
+    loss, _ = objective(TaughtBatch(0, samples, timestep, samples, samples, {}, targets=Targets(-samples)))
+    assert loss.item() == pytest.approx(1, rel=1e-3)
+    assert (objective.normalisation.mean > 0).nonzero().flatten().tolist() == [0, 1, 19]
+
+
+@pytest.mark.parametrize("kd", ["output,place", "place,output"])
+def test_the_logged_fit_is_that_of_the_loss_that_fits(kd, teacher, student_of, batch_of):
+    student, config = student_of(), DistillConfig(kd=kd)
+    _, values = Distillation(student, [teacher], config)(batch_of(config))
+    _, alone = Distillation(student, [teacher], DistillConfig(kd="place"))(batch_of(config))
+    assert {name: values[name] for name in ("coarse", "fine", "fine_weight", "slope")} == {
+        name: alone[name] for name in ("coarse", "fine", "fine_weight", "slope")
+    }
+
+
+def test_latents_have_no_range_to_hold_the_teacher_to(teacher, student_of, batch_of, tmp_path):
+    """An exact teacher of values beyond [-1, 1]: what a v student should say is exact too."""
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "config.json").write_text("{}")
+    config = DistillConfig(kd="output", diffusion_weight=0)
+    batch = batch_of(config)
+    x0 = 4 * batch.x0
+    sample = teacher.scheduler.add_noise(x0, batch.noise, batch.timestep)
+    batch = replace(batch, x0=x0, sample=sample, targets=Targets(batch.noise))
+    student = student_of("v_prediction")
+    velocity = student.scheduler.get_velocity(x0, batch.noise, batch.timestep)
+    with torch.no_grad():
+        exact = mse_loss(student.model(sample, batch.timestep).sample, velocity).item()
+    in_latents = replace(teacher, folder=tmp_path)
+    assert Distillation(student, [in_latents], config)(batch)[0].item() == pytest.approx(exact, rel=1e-3)
+    assert Distillation(student, [teacher], config)(batch)[0].item() != pytest.approx(exact, rel=0.05)
 
 
 def test_gradient_norms_are_those_of_each_term(teacher, student_of, batch_of):

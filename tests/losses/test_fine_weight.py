@@ -50,6 +50,11 @@ def test_the_learned_weight_is_the_inverse_of_the_mean_squared_residual(reductio
     assert weight.log_variance.grad.item() == pytest.approx(0, abs=1e-5 * scale)
 
 
+def test_the_weight_can_be_cut_by_fsdp():
+    """FSDP 2 refuses parameters without an axis."""
+    assert all(parameter.dim() > 0 for parameter in LearnableFineWeight().parameters())
+
+
 def test_learning_leads_there_from_one(maps):
     student, teacher = maps()
     weight = LearnableFineWeight()

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from edgediff.errors import BadInputError
-from edgediff.losses import LOSSES, PRESETS, diffusion, dist, lift, multi_scale, output, squared_error
+from edgediff.losses import LOSSES, diffusion, dist, lift, multi_scale, output, squared_error
+from edgediff.recipe import KD_PRESETS
 
 PREDICTION = {name: loss.function for name, loss in LOSSES.items() if loss.kind == "prediction"}
 
@@ -20,8 +21,8 @@ def test_registry_and_presets():
         "masked_feature",
     ]
     assert [name for name, loss in LOSSES.items() if loss.adapters] == ["feature", "masked_feature"]
-    assert set(PRESETS) == {"none", "output+feature", "angular", "bk_sdm"} and PRESETS["none"] == {}
-    assert all(set(weights) <= set(LOSSES) for weights in PRESETS.values())
+    assert set(KD_PRESETS) == {"none", "output+feature", "angular", "bk_sdm"} and KD_PRESETS["none"] == {}
+    assert all(set(weights) <= set(LOSSES) for weights in KD_PRESETS.values())
 
 
 @pytest.mark.parametrize("name", PREDICTION)

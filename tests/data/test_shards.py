@@ -1,0 +1,35 @@
+"""Stores of many shards on systems that give a process few open files."""
+
+import os
+
+import pytest
+import torch
+
+from edgediff.data import shards
+from edgediff.encoding import store
+from edgediff.output import Output
+
+ROWS, OPEN = 24, 4
+
+
+@pytest.fixture
+def filled(tmp_path, monkeypatch):
+    """A store of one row a shard, of two tensors."""
+    monkeypatch.setattr(store, "SHARD_BYTES", 1)
+    monkeypatch.setattr(shards, "OPEN", OPEN)
+
+    def encode(first, last):
+        values = torch.arange(first, last)
+        return {"number": values.int(), "half": values[:, None] / 2}
+
+    settings = {"count": ROWS, "inputs": {}, "facts": {}, "batch_size": 1, "output": Output()}
+    return store.fill(tmp_path, "numbers", encode, **settings)
+
+
+def test_any_row_can_be_read_with_few_shards_open(filled):
+    assert len(list(filled.folder.glob("shard-*"))) == ROWS
+    before = len(os.listdir("/dev/fd"))
+    for rows in (torch.arange(ROWS), torch.arange(ROWS).flip(0)):
+        number, half = filled.read(rows, "number", "half")
+        assert torch.equal(number, rows.int()) and torch.equal(half[:, 0], rows.half() / 2)
+    assert 0 < len(os.listdir("/dev/fd")) - before <= OPEN
