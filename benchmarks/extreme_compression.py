@@ -175,7 +175,6 @@ def why() -> list[Cell]:
         ("place", {**ANGULAR, "place": {"terms": "fine"}}),
         ("place", {**ANGULAR, "place": {"terms": "coarse"}}),
         ("place", {**ANGULAR, "place": {"fine_weight": "fixed"}}),
-        ("output", {**ANGULAR, "student_prediction": "sample"}),
         ("output", {**V, "timestep_weighting": "min_snr"}),
         ("output", {**V, "timestep_weighting": "normalised"}),
     ]
@@ -231,6 +230,14 @@ def tuning() -> list[Cell]:
         found += [
             Cell(method, 100, "tune", steps=SHORT, distill=distill, learning_rate=rate) for method, distill in settings
         ]
+    ours: tuple[dict[str, Any], ...] = (
+        {},
+        {"kd": {"output": 10.0}},
+        {"diffusion_weight": 0.0},
+        {"student_prediction": "sample"},
+    )
+    found += [Cell("output", 100, "tune", steps=SHORT, distill={**ANGULAR, **more}) for more in ours]
+    found.append(Cell("output", 100, "tune", steps=SHORT, distill=ANGULAR, learning_rate=1.6e-2))
     for method in METHODS:
         if method in RIVALS:
             found += [Cell(method, 100, "tune", steps=SHORT, learning_rate=rate) for rate in RATES[1:3]]

@@ -150,13 +150,15 @@ def prune(
 def distill(
     run: RunFolder,
     overrides: Overrides = None,
+    kd: Kd = None,
     cache_targets: CacheTargets = None,
     resume: Resume = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Train the pruned student to follow its teacher (LIFT/PLACE, or a rival)."""
-    with _stage(run, _with_cache(overrides, cache_targets), json, quiet, together=True) as (folder, recipe, output):
+    changes = _with_kd(_with_cache(overrides, cache_targets), kd)
+    with _stage(run, changes, json, quiet, together=True) as (folder, recipe, output):
         from edgediff.pipeline import teach
 
         output.data(teach(folder, recipe, output, resume=resume).model_dump(mode="json"))
@@ -480,6 +482,10 @@ def _targets(
 
 def _with_cache(overrides: list[str] | None, targets: str | None) -> list[str] | None:
     return overrides if targets is None else [f"distill.cache.targets={targets}", *(overrides or [])]
+
+
+def _with_kd(overrides: list[str] | None, kd: str | None) -> list[str] | None:
+    return overrides if kd is None else [f'distill.kd="{kd}"', *(overrides or [])]
 
 
 def _with_trt(overrides: list[str] | None, trt: bool) -> list[str] | None:

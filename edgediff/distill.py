@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,8 +14,7 @@ from edgediff.artifacts import atomic_folder, content_hash, digest, read_json, u
 from edgediff.diffusion import schedule
 from edgediff.distillation.cache import TargetCache
 from edgediff.distillation.objective import Distillation
-from edgediff.distillation.targets import LiveTeacher, TaughtBatches, feature_points
-from edgediff.errors import BadInputError
+from edgediff.distillation.targets import LiveTeacher, TaughtBatches, check_together, feature_points
 from edgediff.model_folder import Loaded
 from edgediff.output import Output, number
 from edgediff.recipe import DistillConfig, Recipe, loss_words, objective_words
@@ -57,7 +57,7 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
 
     settings = recipe.distill.training
     small = starting_student(model_folder.load(source), recipe.distill)
-    check_together(small, teachers)
+    check_together(*((of.sample_shape, of.scheduler) for of in (small, *teachers)))
     output.stage("distill", f"{objective_words(recipe.distill)}, {settings.steps} steps of {settings.batch_size}")
     for loaded in (small, *teachers):
         loaded.model.to(processes.device())
@@ -83,8 +83,7 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
             resume=resume,
             on_step=lambda record: progress.advance(note=_note(record.values)),
         )
-    teaching = batches.teaching
-    cache = teaching.report() if isinstance(teaching, TargetCache) and processes.is_main() else None
+    cache = batches.teaching.report() if isinstance(batches.teaching, TargetCache) else None
     summary = TrainingSummary(
         kd=loss_words(recipe.distill.kd),
         steps=result.steps,
@@ -128,21 +127,6 @@ def starting_student(pruned: Loaded, config: DistillConfig) -> Loaded:
     return replace(pruned, model=model, scheduler=scheduler)
 
 
-def check_together(student: Loaded, teachers: Sequence[Loaded]) -> None:
-    """Raise BadInputError for teachers of other samples or another noise schedule than the student's."""
-    for teacher in teachers:
-        if teacher.sample_shape != student.sample_shape:
-            raise BadInputError(
-                f"teacher and student work on other samples: {teacher.sample_shape} and {student.sample_shape}",
-                "choose teachers of the size that the student was pruned from",
-            )
-        if not schedule.same(teacher.scheduler, student.scheduler):
-            raise BadInputError(
-                "teacher and student have different noise schedules, so a timestep is not the same noise to both",
-                "choose teachers that were trained with the schedule of the recipe's teacher",
-            )
-
-
 def taught_batches(
     student: Loaded,
     teachers: Sequence[Loaded],
@@ -167,8 +151,7 @@ def taught_batches(
     if not cached:
         return TaughtBatches(noising, live)
     identity = {
-        "teacher": "+".join(teacher.sha256 for teacher in teachers),
-        "scheduler": digest(dict(scheduler.config)),
+        **target_source([teacher.sha256 for teacher in teachers], scheduler),
         "images": images.sha256,
         "told": digest([recipe.data.conditioning_dropout, recipe.data.random_conditioning]),
         "seed": str(seed),
@@ -178,6 +161,11 @@ def taught_batches(
         live, cache_folder, targets=config.cache.targets, seed=config.training.seed, identity=identity, tell=tell
     )
     return TaughtBatches(noising, cache)
+
+
+def target_source(hashes: Sequence[str], scheduler: Any) -> dict[str, str]:
+    """Return whose targets a cache holds: the teachers' hashes, and that of the first one's schedule."""
+    return {"teacher": "+".join(hashes), "scheduler": digest(dict(scheduler.config))}
 
 
 def _note(values: dict[str, float]) -> str:

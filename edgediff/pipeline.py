@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from edgediff import model_folder, roles, samples, teacher
-from edgediff.artifacts import write_text
+from edgediff.artifacts import MANIFEST, write_text
 from edgediff.benchmark import benchmark
 from edgediff.build import build, check_buildable
 from edgediff.diagnose import diagnose
 from edgediff.diffusion.sampler import check_steps
-from edgediff.distill import distill
+from edgediff.distill import distill, target_source
+from edgediff.distillation.cache import check_source
 from edgediff.errors import BadInputError
 from edgediff.evaluate import evaluate
 from edgediff.export import export
@@ -18,12 +20,13 @@ from edgediff.output import Output
 from edgediff.plan import outlines
 from edgediff.profile import profile
 from edgediff.prune import prune
-from edgediff.recipe import Recipe, check, differing_keys, dump, read_yaml
+from edgediff.recipe import Recipe, check, differences, dump, read_yaml
 from edgediff.report import report
 from edgediff.results import Report, TrainingSummary
 from edgediff.run import ROLES, Run
 from edgediff.training import checkpoint, processes
 from edgediff.training.facts import ADJUSTABLE
+from edgediff.training.precision import check_precision
 from edgediff.training.tracking import check_trackers
 
 
@@ -36,6 +39,7 @@ def compress(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) 
     Raises: BadInputError and MissingExtraError before any work when something stands in the way of a later stage.
     """
     with processes.main_first():
+        check_precision(recipe.distill.training.precision, processes.device())
         prepare(run, recipe, output)
         prune(run, recipe, output)
     teach(run, recipe, output, resume=resume)
@@ -77,6 +81,7 @@ def prepare(run: Run, recipe: Recipe, output: Output) -> None:
     if recipe.prune.needs_profile and recipe.prune.device is None:
         profile(recipe.teacher, run.profile, recipe.benchmark.threads, output)
     outlines(recipe, run.profile)
+    check_targets(run, recipe)
     claim(run, recipe)
 
 
@@ -92,17 +97,33 @@ def refuse_other_recipe(run: Run, recipe: Recipe) -> None:
             )
         return
     made_by = check(read_yaml(run.recipe), Recipe, f"`{run.recipe}`")
-    differing: list[str] = []
-    if (run.pruned / "manifest.json").exists():
-        differing += _differences(made_by, recipe, ("teacher", "data", "prune"))
-    if (run.student / "manifest.json").exists() or checkpoint.finished_steps(run.checkpoints):
-        adjustable = {f"distill.training.{name}" for name in ADJUSTABLE}
-        differing += [key for key in _differences(made_by, recipe, ("distill",)) if key not in adjustable]
+    before, after = (of.model_dump(mode="json") for of in (made_by, recipe))
+    found: dict[str, str] = {}
+    if (run.pruned / MANIFEST).exists():
+        for section in ("teacher", "data", "prune"):
+            found |= differences(before[section], after[section], section)
+    chain = [run, *(run.assistant(place) for place in range(len(made_by.distill.assistants)))]
+    if any((of.student / MANIFEST).exists() or checkpoint.finished_steps(of.checkpoints) for of in chain):
+        found |= differences(before["distill"], after["distill"], "distill")
+    adjustable = {f"distill.training.{name}" for name in ADJUSTABLE}
+    differing = [words for key, words in found.items() if key not in adjustable]
     if differing:
         raise BadInputError(
-            f"folder holds another recipe's run (differs in {', '.join(differing)}): `{run.path}`",
-            "choose another folder with `--out`, or delete this one",
+            f"folder holds another recipe's run ({'; '.join(differing)}): `{run.path}`",
+            "go on with the recipe that it was started with, choose another folder, or delete this one",
         )
+
+
+def check_targets(run: Run, recipe: Recipe) -> None:
+    """Refuse a cache of another teacher's targets; an assistant's student meets its teacher when that is made.
+
+    Raises: BadInputError naming what differs.
+    """
+    settings = recipe.distill
+    if settings.kd and settings.cache.targets and not settings.assistants:
+        folders = roles.teaching(run, recipe)
+        source = target_source(list(map(model_folder.fingerprint, folders)), model_folder.noise_schedule(folders[0]))
+        check_source(Path(settings.cache.folder or run.targets), source)
 
 
 def claim(run: Run, recipe: Recipe) -> None:
@@ -118,11 +139,3 @@ def stored_recipe(run: Run) -> dict[str, Any]:
     if not run.recipe.exists():
         raise BadInputError(f"not a run folder: `{run.path}`", "`edgediff prune` or `edgediff compress` starts one")
     return read_yaml(run.recipe)
-
-
-def _differences(a: Recipe, b: Recipe, sections: tuple[str, ...]) -> list[str]:
-    return [
-        key
-        for section in sections
-        for key in differing_keys(a.model_dump(mode="json")[section], b.model_dump(mode="json")[section], section)
-    ]

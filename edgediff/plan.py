@@ -21,7 +21,7 @@ from edgediff.data import Source
 from edgediff.data.order import evenly
 from edgediff.data.splits import Split
 from edgediff.diffusion.schedule import check_student_prediction
-from edgediff.distillation.targets import feature_points, uses_features
+from edgediff.distillation.targets import check_together, feature_points, uses_features
 from edgediff.encoding import latents
 from edgediff.encoding.work import latent_macs, text_macs
 from edgediff.errors import BadInputError
@@ -100,18 +100,30 @@ def outlines(recipe: Recipe, measured: Path | None = None) -> list[Outline]:
 def check_taught(recipe: Recipe, students: Sequence[Outline]) -> None:
     """Find out whether the recipe's student can predict what is asked for, and be compared with its teachers.
 
-    Raises: BadInputError for a prediction type that the teacher's noise schedule does not have, and for feature losses
+    Raises: BadInputError for an unknown teacher, or one of other samples or another noise schedule; for a prediction
+    type that the schedule does not have; for conditions to be exchanged that there are none of; and for feature losses
     that cannot compare the student, or assistants before it, with their teachers (`feature_points`).
     """
-    if teacher.registered(recipe.teacher) is None:
-        scheduler = model_folder.noise_schedule(teacher.resolve(recipe.teacher).folder)
-        check_student_prediction(scheduler, recipe.distill.student_prediction)
+    names = (recipe.teacher, *recipe.distill.teachers)
+    own, *others = described = [_described(name) for name in names]
+    schedules = list(map(_schedule, names))
+    shapes = [family.sample_shape(config) for family, config in described]
+    check_together(*zip(shapes, schedules, strict=True))
+    for asked in (recipe.distill.student_prediction, recipe.distill.kd_space):
+        check_student_prediction(schedules[0], asked)
+    if recipe.data.random_conditioning and not own[0].conditioning_names(own[1]):
+        raise BadInputError("data.random_conditioning: the teacher is told nothing", "leave it out")
     if not uses_features(recipe.distill):
         return
-    first = [_described(name) for name in recipe.distill.teachers or (recipe.teacher,)]
+    first = others or [own]
     made = [(student.family, student.student_config) for student in students]
     for place, student in enumerate(made):
         feature_points(recipe.distill, [student, *roles.taught_by(recipe.distill, first, made[:place])])
+
+
+def _schedule(name: str) -> Any:
+    """Return the noise schedule of a teacher; None while it is not on this machine."""
+    return None if teacher.registered(name) else model_folder.noise_schedule(teacher.resolve(name).folder)
 
 
 def _described(name: str) -> tuple[Family, Config]:

@@ -199,7 +199,9 @@ class PruneConfig(Config):
         return self
 
 
-KD_LOSSES = ("output", "lift", "place", "multi_scale", "dist", "feature", "attention", "masked_feature")
+PREDICTION_LOSSES = ("output", "lift", "place", "multi_scale", "dist")
+FEATURE_LOSSES = ("feature", "attention", "masked_feature")
+KD_LOSSES = (*PREDICTION_LOSSES, *FEATURE_LOSSES)
 KD_PRESETS: dict[str, dict[str, float]] = {
     "none": {},
     "output+feature": {"output": 1.0, "feature": 1.0},
@@ -214,30 +216,36 @@ KD_SETTINGS: dict[str, dict[str, str]] = {  # what a preset sets beside its loss
 def parse_losses(value: Any) -> Any:
     """Read distillation losses as name → weight: `place`, `output,feature=0.1`, a list of such, a preset, a mapping.
 
-    Raises: ValueError for an unknown name, with the nearest one, and for a weight that is no positive number.
+    Raises: ValueError for an unknown name, with the nearest one, for a name given twice, and for a weight that is no
+    positive number.
     """
     if isinstance(value, str):
         value = value.split(",")
     if isinstance(value, list | tuple):
-        losses: dict[str, float] = {}
+        losses: dict[str, Any] = {}
+        named: set[str] = set()
         for part in value:
             name, given, weight = str(part).strip().partition("=")
-            if name in KD_PRESETS and not given:
-                losses |= KD_PRESETS[name]
-            else:
-                losses[name] = yaml.safe_load(weight) if given else 1.0
+            if name in named:
+                raise ValueError(f"{name} is given twice")
+            named.add(name)
+            losses |= KD_PRESETS[name] if name in KD_PRESETS and not given else {name: weight if given else 1.0}
         value = losses
-    if isinstance(value, dict):
-        for name, weight in value.items():
-            if name in KD_PRESETS:
-                raise ValueError(
-                    f"{name} is a preset and takes no weight; its losses do: {loss_words(KD_PRESETS[name])}"
-                )
-            if name not in KD_LOSSES:
-                raise ValueError(f"unknown loss {name}; {nearest(name, (*KD_LOSSES, *KD_PRESETS))}")
-            if not isinstance(weight, int | float) or not 0 < weight < math.inf:
-                raise ValueError(f"the weight of {name} must be a number above 0: {weight}")
-    return value
+    return {name: _weight(name, given) for name, given in value.items()} if isinstance(value, dict) else value
+
+
+def _weight(name: str, given: Any) -> float:
+    if name in KD_PRESETS:
+        raise ValueError(f"{name} is a preset and takes no weight; its losses do: {loss_words(KD_PRESETS[name])}")
+    if name not in KD_LOSSES:
+        raise ValueError(f"unknown loss {name}; {nearest(name, (*KD_LOSSES, *KD_PRESETS))}")
+    try:  # YAML takes 1e-6 for a word
+        weight = math.nan if isinstance(given, bool) else float(given)
+    except (TypeError, ValueError):
+        weight = math.nan
+    if not 0 < weight < math.inf:
+        raise ValueError(f"the weight of {name} must be a number above 0: {given}")
+    return weight
 
 
 def loss_words(losses: Mapping[str, float]) -> str:
@@ -315,6 +323,11 @@ class DistillConfig(Config):
     def _something_to_learn(self) -> Self:
         if not self.kd and not self.diffusion_weight:
             raise ValueError("nothing to learn from: kd is none and diffusion_weight is 0")
+        if not self.diffusion_weight and set(self.kd) <= set(FEATURE_LOSSES):
+            raise ValueError(
+                f"nothing trains the student's last layers: kd {loss_words(self.kd)} looks at feature maps only, and "
+                "diffusion_weight is 0; add output or place"
+            )
         if self.timestep_weighting == "normalised" and self.place.fine_weight == "learnable":
             raise ValueError(
                 "a learnable place.fine_weight makes the loss negative, which `timestep_weighting: normalised` cannot "
@@ -431,6 +444,12 @@ class Recipe(Config):
     expected: dict[str, float | str] = {}  # figures to hold the run against, shown in its report
     published: PublishedConfig | None = None
 
+    @model_validator(mode="after")
+    def _somebody_knows_what_belongs_to_a_condition(self) -> Self:
+        if self.data.random_conditioning and not self.distill.kd:
+            raise ValueError("data.random_conditioning needs a teacher to say what belongs to a condition: kd is none")
+        return self
+
 
 class ModelConfig(Config):
     """A stock diffusers model: its class and the config that its constructor takes."""
@@ -454,6 +473,12 @@ class TeacherRecipe(Config):
     training: TrainingConfig
     snapshots: tuple[Annotated[int, Field(gt=0)], ...] = ()  # steps whose averaged weights are kept, as teachers too
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _told_the_truth(self) -> Self:
+        if self.data.random_conditioning:
+            raise ValueError("data.random_conditioning is for students, whose teacher knows what a condition asks for")
+        return self
 
     @model_validator(mode="after")
     def _snapshots_within_the_training(self) -> Self:
@@ -584,6 +609,19 @@ def differing_keys(a: Any, b: Any, prefix: str = "") -> list[str]:
         dot = f"{prefix}." if prefix else ""
         return [found for key in sorted({*a, *b}) for found in differing_keys(a.get(key), b.get(key), f"{dot}{key}")]
     return [] if a == b else [prefix]
+
+
+def differences(before: Any, after: Any, prefix: str = "") -> dict[str, str]:
+    """Return in words, by dotted key, at what two pieces of plain data differ: `distill.kd.place 1.0, not None`."""
+
+    def value(of: Any, key: str) -> Any:
+        for part in key.removeprefix(prefix).strip(".").split("."):
+            of = of.get(part) if part and isinstance(of, Mapping) else of if not part else None
+        return of
+
+    return {
+        key: f"{key} {value(before, key)}, not {value(after, key)}" for key in differing_keys(before, after, prefix)
+    }
 
 
 def _copy(value: Any) -> Any:

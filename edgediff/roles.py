@@ -63,9 +63,12 @@ def assistants(run: Run, recipe: Recipe) -> list[tuple[Run, Recipe]]:
 def assistant_recipes(recipe: Recipe) -> list[Recipe]:
     """Return how every teacher assistant is pruned and trained; who teaches it is not said, and nothing looked up."""
     found = []
-    for assistant in recipe.distill.assistants:
-        steps = assistant.steps or recipe.distill.training.steps
-        changes = {"assistants": (), "training": recipe.distill.training.model_copy(update={"steps": steps})}
+    for place, assistant in enumerate(recipe.distill.assistants):
+        steps, cache = assistant.steps or recipe.distill.training.steps, recipe.distill.cache
+        if cache.folder is not None:  # a folder holds the targets of one teacher
+            cache = cache.model_copy(update={"folder": str(Path(cache.folder) / "assistants" / str(place))})
+        training = recipe.distill.training.model_copy(update={"steps": steps})
+        changes = {"assistants": (), "training": training, "cache": cache}
         no_target = dict.fromkeys((*WIDTH_TARGETS, "device"))
         prune = recipe.prune.model_copy(update={**no_target, "ratio": assistant.ratio})
         distill = recipe.distill.model_copy(update=changes)

@@ -49,6 +49,14 @@ BAD = {
     "unknown kd": (["--kd", "plaice"], ["distill.kd", "unknown loss plaice", "did you mean: place"]),
     "unknown kd of several": (["--kd", "output,featrue=0.1"], ["unknown loss featrue", "did you mean: feature"]),
     "negative weight": (["--kd", "place=-1"], ["the weight of place must be a number above 0: -1"]),
+    "two weights": (["--kd", "place,place=2"], ["place is given twice"]),
+    "unknown teacher of several": (["distill.teachers=[nobody]"], ["unknown teacher: nobody"]),
+    "a teacher of other samples": (["distill.teachers=[fashion-dit]"], ["work on other samples: (4, 7, 7)"]),
+    "nothing to exchange": (
+        ["data.random_conditioning=0.5"],
+        ["random_conditioning: the teacher is told nothing"],
+    ),
+    "fp16 without a GPU": (["distill.training.precision=fp16"], ["fp16 trains on NVIDIA GPUs only"]),
     "nothing to learn": (["--kd", "none", "distill.diffusion_weight=0"], ["nothing to learn from"]),
     "no number of targets": (["--cache-targets", "many"], ["distill.cache.targets", "many"]),
     "two targets": (["--ratio", "0.5", "--params", "100k"], ["exactly one"]),
@@ -138,7 +146,7 @@ def test_stages_one_by_one_over_one_folder(edgediff, small_teacher, tmp_path):
     short = ["distill.training.steps=2", "distill.training.batch_size=2"]
     code, out, _ = edgediff("prune", "--teacher", small_teacher, "--ratio", "0.5", "--out", run.path, "--json", *short)
     assert code == 0 and json.loads(out)["channels_removed"] == 0.5 and json.loads(out)["comparison"] is None
-    code, out, _ = edgediff("distill", run.path, "--json", "distill.kd=lift")
+    code, out, _ = edgediff("distill", run.path, "--json", "--kd", "lift")
     assert code == 0 and json.loads(out)["kd"] == "lift"
     assert yaml.safe_load(run.recipe.read_text())["distill"]["kd"] == {"lift": 1.0}
     code, _, err = edgediff("distill", run.path, "distill.kd=place")

@@ -109,6 +109,12 @@ def test_a_target_cache_changes_nothing_but_the_time(pruned, small_recipe, quiet
     assert sha256(pruned.student / WEIGHTS) == weights
 
 
+def test_a_student_stays_finished_when_its_cache_is_moved(pruned, small_recipe, quiet, tmp_path):
+    caches = [{"targets": 6, "folder": str(tmp_path / name)} for name in ("here", "there")]
+    first = distill(pruned, small_recipe(distill={"cache": caches[0], **SHORT}), quiet)
+    assert distill(pruned, small_recipe(distill={"cache": caches[1], **SHORT}), quiet) == first
+
+
 def test_the_cache_of_another_precision_is_refused(pruned, small_recipe, quiet, tmp_path):
     cache = {"targets": 6, "folder": str(tmp_path / "targets")}
     distill(pruned, small_recipe(distill={"cache": cache, **SHORT}), quiet)

@@ -81,3 +81,5 @@ def test_a_model_in_pixels_has_nothing_to_encode(small_teacher):
 def test_a_flow_model_s_student_predicts_nothing_but_velocity():
     with pytest.raises(BadInputError, match="flow's velocity and nothing else"):
         planned(teacher="fashion-mmdit", distill={"kd": "angular"})
+    with pytest.raises(BadInputError, match="flow's velocity and nothing else"):
+        planned(teacher="fashion-mmdit", distill={"kd_space": "epsilon"})

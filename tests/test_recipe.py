@@ -72,6 +72,8 @@ def test_all_problems_are_listed_at_once():
     [
         ("place", {"place": 1}, "place"),
         ("output,feature=0.1", {"output": 1, "feature": 0.1}, "output,feature=0.1"),
+        ("place,feature=1e-6", {"place": 1, "feature": 1e-6}, "place,feature=1e-06"),
+        ({"output": 1, "feature": "1e-6"}, {"output": 1, "feature": 1e-6}, "output,feature=1e-06"),
         (["output", "place=2"], {"output": 1, "place": 2}, "output,place=2"),
         ({"dist": 3}, {"dist": 3}, "dist=3"),
         ("output+feature", {"output": 1, "feature": 1}, "output,feature"),
@@ -111,6 +113,18 @@ def test_a_preset_reaches_a_recipe_with_every_default_written_out():
     assert check(complete, Recipe) == check({**MINIMAL, "distill": {"kd": "angular"}}, Recipe)
 
 
+@pytest.mark.parametrize("kd", ["feature", "attention,masked_feature=2"])
+def test_losses_of_feature_maps_do_not_train_the_last_layers(kd):
+    assert "looks at feature maps only" in message({**MINIMAL, "distill": {"kd": kd, "diffusion_weight": 0}})
+    check({**MINIMAL, "distill": {"kd": f"{kd},output", "diffusion_weight": 0}}, Recipe)
+
+
+def test_exchanged_conditions_need_somebody_who_knows_what_they_ask_for():
+    exchanged = {"data": {"random_conditioning": 0.5}}
+    assert "kd is none" in message({**MINIMAL, **exchanged, "distill": {"kd": "none"}})
+    check({**MINIMAL, **exchanged}, Recipe)
+
+
 def test_a_loss_that_turns_negative_is_not_divided_by_its_mean():
     found = message({**MINIMAL, "distill": {"timestep_weighting": "normalised", "place": {"fine_weight": "learnable"}}})
     assert "fine_weight" in found and "normalised" in found
@@ -127,6 +141,10 @@ def test_a_loss_that_turns_negative_is_not_divided_by_its_mean():
         ({"place": "much"}, "the weight of place"),
         ("angular=0.5", "angular is a preset and takes no weight; its losses do: output"),
         ({"bk_sdm": 2}, "its losses do: output,feature"),
+        ("place=[", "the weight of place must be a number above 0: ["),
+        ("place=", "the weight of place must be a number above 0"),
+        ({"place": True}, "the weight of place must be a number above 0: True"),
+        ("place,output,place=2", "place is given twice"),
     ],
 )
 def test_wrong_losses_are_refused(given, found):

@@ -124,6 +124,41 @@ def test_a_teacher_of_another_noise_schedule_is_refused(small_recipe, small_teac
         distill(run, recipe, quiet)
 
 
+def test_a_chain_shares_a_folder_of_targets(small_recipe, quiet, tmp_path):
+    cache = {"targets": 4, "folder": str(tmp_path / "targets")}
+    run, recipe = Run(tmp_path / "run"), small_recipe(prune={"ratio": 0.75}, distill={**CHAIN, "cache": cache})
+    prune(run, recipe, quiet)
+    pipeline.teach(run, recipe, quiet)
+    caches = [tmp_path / "targets", *(tmp_path / "targets" / "assistants" / place for place in "01")]
+    teachers = [run.assistant(1).student, roles.folder(run, recipe, "teacher"), run.assistant(0).student]
+    for folder, teacher in zip(caches, teachers, strict=True):
+        assert read_json(folder / "manifest.json")["teacher"] == model_folder.fingerprint(teacher)
+
+
+def test_the_targets_of_another_teacher_are_refused_before_any_work(small_recipe, other_teacher, quiet, tmp_path):
+    cache = {"targets": 4, "folder": str(tmp_path / "targets")}
+    first, recipe = Run(tmp_path / "first"), small_recipe(distill={"cache": cache, **SHORT})
+    prune(first, recipe, quiet)
+    distill(first, recipe, quiet)
+    run = Run(tmp_path / "run")
+    with pytest.raises(BadInputError, match="made with another teacher"):
+        pipeline.prepare(run, small_recipe(teacher=str(other_teacher), distill={"cache": cache, **SHORT}), quiet)
+    assert not run.path.exists()
+
+
+def test_a_chain_is_not_gone_on_with_by_another_recipe(small_recipe, quiet, tmp_path):
+    run, recipe = Run(tmp_path / "run"), small_recipe(prune={"ratio": 0.75}, distill=CHAIN)
+    pipeline.claim(run, recipe)
+    prune(run, recipe, quiet)
+    of_first = roles.assistants(run, recipe)[0]
+    prune(*of_first, quiet)
+    distill(*of_first, quiet)
+    pipeline.refuse_other_recipe(run, recipe)
+    other = small_recipe(prune={"ratio": 0.75}, distill={**CHAIN, "assistants": [{"ratio": 0.3}]})
+    with pytest.raises(BadInputError, match=r"distill\.assistants .*0\.25.*, not .*0\.3"):
+        pipeline.refuse_other_recipe(run, other)
+
+
 def test_an_assistant_out_of_reach_is_refused_before_any_work(small_recipe, quiet, tmp_path):
     run, recipe = Run(tmp_path / "run"), small_recipe(distill={"assistants": [{"ratio": 0.995}], **SHORT})
     with pytest.raises(BadInputError, match="ratio"):

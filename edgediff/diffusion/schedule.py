@@ -33,7 +33,7 @@ def check_student_prediction(scheduler: Any, asked: str | None) -> None:
     if asked is not None and is_flow(scheduler):
         raise BadInputError(
             "a flow-matching student predicts the flow's velocity and nothing else",
-            "leave `student_prediction` out, and `kd angular`, which sets it",
+            "leave `student_prediction` and `kd_space` out, and `kd angular`, which sets one",
         )
 
 

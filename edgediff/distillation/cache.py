@@ -22,16 +22,20 @@ import torch
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from edgediff.artifacts import first_file, read_object, write_json
+from edgediff.artifacts import MANIFEST, first_file, read_object, write_json
 from edgediff.data.order import visited
 from edgediff.data.shards import CHECKSUMS, OPEN, SHARD_BYTES, Shard, checksum, refuse_another
 from edgediff.distillation.targets import LiveTeacher, Targets
 from edgediff.errors import StageFailedError
+from edgediff.losses.terms import batch_sum
 from edgediff.training.batches import NoisedBatch
 
 FORMAT = 1
 LARGEST_HALF = 65504.0
 NO_FEATURES = "no"
+HINT = "give another folder with `distill.cache.folder=`, or delete this one"
+SHARDS = "shard-*.safetensors"
+DAMAGE = (ValueError, KeyError)  # what opening a shard that is not whole raises
 COST = "teacher_seconds_a_target"  # in the manifest, beside the identity
 
 
@@ -69,19 +73,11 @@ class TargetCache:
         self._open = lru_cache(OPEN)(_GrowingShard)
         self._entries_a_shard: int | None = None  # known from the first shard on
         self._growing = True
-        wanted = {"format": str(FORMAT), "features": _worded(live.points), **identity}
-        if (folder / "manifest.json").exists():
-            found = read_object(folder / "manifest.json")
-            self.seconds_a_target = found.pop(COST, 0.0)
-            if self.maps == 1:  # a cache with features serves predictions too
-                wanted["features"] = found.get("features", NO_FEATURES)
-            hint = "give another folder with `distill.cache.folder=`, or delete this one"
-            refuse_another("target cache", folder, wanted, found, hint)
-            if wanted["features"] != _worded(live.points):  # what it lacks must be computed whole
-                self.live = LiveTeacher(live.teachers, _points(wanted["features"]))
+        self._identity = {"format": str(FORMAT), "features": _worded(live.points), **identity}
+        if (folder / MANIFEST).exists():
+            self._join()
         else:
-            write_json(folder / "manifest.json", wanted)
-        self._identity = wanted
+            self._describe()
 
     def entries(self, positions: Tensor) -> Tensor:
         """Return the entries at these positions: in order the first time, then in fresh orders of antithetic pairs."""
@@ -109,18 +105,42 @@ class TargetCache:
         return Targets(prediction, tuple(features))
 
     def report(self) -> dict[str, float]:
-        """Return what it did: targets read and computed, teacher seconds spent and saved, bytes on disk."""
-        if self.misses:
-            self.seconds_a_target = self.live_seconds / self.misses
-            write_json(self.folder / "manifest.json", {**self._identity, COST: self.seconds_a_target})
+        """Return what all processes did with it: targets read and computed, teacher seconds spent and saved, and what
+        it takes on disk.
+        """
+        mine = torch.tensor([self.hits, self.misses, self.live_seconds], dtype=torch.float64)
+        device = next(self.live.teachers[0].model.parameters()).device
+        read, computed, seconds = batch_sum(mine.to(device)).tolist()
+        if computed:
+            self.seconds_a_target = seconds / computed
+            self._describe()
         return {
             "targets": self.count,
-            "read": self.hits,
-            "computed": self.misses,
-            "teacher_seconds": self.live_seconds,
-            "teacher_seconds_saved": self.hits * self.seconds_a_target,
-            "bytes": sum(file.stat().st_size for file in self.folder.glob("shard-*.safetensors")),
+            "read": round(read),
+            "computed": round(computed),
+            "teacher_seconds": seconds,
+            "teacher_seconds_saved": read * self.seconds_a_target,
+            "bytes": sum(file.stat().st_size for file in self.folder.glob(SHARDS)),
         }
+
+    def _join(self) -> None:
+        """Go on with the cache that is there, or raise BadInputError."""
+        found = read_object(self.folder / MANIFEST)
+        self.seconds_a_target = found.pop(COST, 0.0)
+        asked = self._identity["features"]
+        if self.maps == 1:  # a cache with features serves predictions too
+            self._identity["features"] = found.get("features", NO_FEATURES)
+        refuse_another("target cache", self.folder, self._identity, found, HINT)
+        if self._identity["features"] != asked:  # what it lacks must be computed whole
+            self.live = LiveTeacher(self.live.teachers, _points(self._identity["features"]))
+
+    def _describe(self) -> None:
+        """Write the manifest, unless the disk is full."""
+        cost = {COST: self.seconds_a_target} if self.seconds_a_target else {}
+        try:
+            write_json(self.folder / MANIFEST, {**self._identity, **cost})
+        except StageFailedError as error:
+            self._stop_growing(error)
 
     def _compute(self, entries: Tensor, batch: NoisedBatch) -> list[list[np.ndarray]]:
         """Run the teacher on a batch; return its rows as halves."""
@@ -150,18 +170,22 @@ class TargetCache:
     def _shard(self, number: int, row: list[np.ndarray] | None) -> _GrowingShard | None:
         """Return the shard of an entry, made to hold rows like `row` where it is not there and one is given."""
         if self._entries_a_shard is None:
-            first = next(self.folder.glob("shard-*.safetensors"), None)
-            if first is not None:
-                self._entries_a_shard = Shard(first).entries
+            found = next(filter(None, map(_opened, sorted(self.folder.glob(SHARDS)))), None)
+            if found is not None:
+                self._entries_a_shard = found.entries
             elif row is not None:
                 self._entries_a_shard = max(1, min(self.count, SHARD_BYTES // sum(maps.nbytes for maps in row)))
             else:
                 return None
         index = number // self._entries_a_shard
         path = self.folder / f"shard-{index:05}.safetensors"
-        if not path.exists() and (row is None or not self._growing or not self._make(path, row)):
-            return None
-        return self._open(path)
+        if path.exists():
+            try:
+                return self._open(path)
+            except DAMAGE:
+                if row is not None and self._growing:
+                    path.unlink(missing_ok=True)
+        return self._open(path) if row is not None and self._growing and self._make(path, row) else None
 
     def _make(self, path: Path, row: list[np.ndarray]) -> bool:
         """Make a shard of zeros; return whether the disk had room for it."""
@@ -181,6 +205,21 @@ class TargetCache:
         if self._growing:
             self.tell(f"the target cache cannot grow, training goes on without it: {error}")
         self._growing = False
+
+
+def check_source(folder: Path, source: dict[str, str]) -> None:
+    """Raise BadInputError, naming what differs, for the cache of another `source`, which is a part of its identity."""
+    if (folder / MANIFEST).exists():
+        found = read_object(folder / MANIFEST)
+        refuse_another("target cache", folder, source, {name: found.get(name, "") for name in source}, HINT)
+
+
+def _opened(path: Path) -> Shard | None:
+    """Return a shard, unless it is damaged."""
+    try:
+        return Shard(path)
+    except DAMAGE:
+        return None
 
 
 def _worded(points: Sequence[Sequence[str]]) -> str:

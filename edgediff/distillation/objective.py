@@ -64,6 +64,8 @@ class Distillation(nn.Module):
         terms = {}
         if config.diffusion_weight:
             loss = diffusion(prediction, target, reduction=config.reduction)
+            if batch.exchanged is not None:  # x0 is no example of what an exchanged condition asks for
+                loss = loss * ~batch.exchanged
             terms["diffusion"] = config.diffusion_weight * self._weighted(loss, batch, self.own)
         quantities: dict[str, Tensor] = {}
         if batch.targets is not None:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from edgediff.data.order import mixed
 from edgediff.diffusion.parameterisation import convert
-from edgediff.diffusion.schedule import prediction_type
+from edgediff.diffusion.schedule import prediction_type, same
 from edgediff.errors import BadInputError
 from edgediff.families import Config, Family
 from edgediff.losses import LOSSES
 from edgediff.model_folder import Loaded
 from edgediff.recipe import DistillConfig
 from edgediff.training.batches import NoisedBatch, Noising
+
+Shape = tuple[int, int, int]
 
 TEACHER_STREAM = 2**35  # the seed of which teacher speaks to which entry
 
@@ -30,7 +32,7 @@ class Targets:
     features: tuple[Tensor, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TaughtBatch(NoisedBatch):
     """A noised batch with what the teacher says of it; None when nothing is learned from a teacher."""
 
@@ -105,6 +107,25 @@ class TaughtBatches:
         entries = self.teaching.entries(positions)
         batch = self.noising(step, entries)
         return TaughtBatch(**vars(batch), targets=self.teaching(entries, batch))
+
+
+def check_together(student: tuple[Shape, Any], *teachers: tuple[Shape, Any]) -> None:
+    """Raise BadInputError for teachers of other samples or another noise schedule than the student's.
+
+    Args: the shape (C, H, W) of everyone's samples, and the schedule; None: not known yet.
+    """
+    shape, own = student
+    for other, scheduler in teachers:
+        if other != shape:
+            raise BadInputError(
+                f"teacher and student work on other samples: {other} and {shape}",
+                "choose teachers of the size that the student was pruned from",
+            )
+        if own is not None and scheduler is not None and not same(scheduler, own):
+            raise BadInputError(
+                "teacher and student have different noise schedules, so a timestep is not the same noise to both",
+                "choose teachers that were trained with the schedule of the recipe's teacher",
+            )
 
 
 def uses_features(config: DistillConfig) -> bool:

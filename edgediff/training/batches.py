@@ -23,7 +23,8 @@ DROPPED_STREAM, EXCHANGED_STREAM, OTHERS_STREAM, PARTS = 2**36, 2**37, 2**38, 10
 class NoisedBatch:
     """x_t (B, C, H, W) at its timesteps (B,), and the x0 and noise that it was made of; `step` counts from 0.
 
-    `conditioning` holds the other arguments of the model's forward, by name: one row a sample.
+    `conditioning` holds the other arguments of the model's forward, by name: one row a sample. `exchanged` (B,) bool
+    tells which of them belong to other images than x0; None: none.
     """
 
     step: int
@@ -32,6 +33,7 @@ class NoisedBatch:
     x0: Tensor
     noise: Tensor
     conditioning: Mapping[str, Tensor]
+    exchanged: Tensor | None = None
 
 
 TOLD = {"conditioning_dropout", "random_conditioning"}  # the data's settings that noised batches depend on
@@ -61,15 +63,18 @@ class Noising:
         x0 = self.samples.batch(drawn.image).to(self.device)
         noise = drawn.noise(tuple(x0.shape[1:])).to(self.device)
         timestep = (drawn.timestep + schedule.cleanest(self.scheduler)).to(self.device)
-        conditioning = {name: rows.to(self.device) for name, rows in self._told(entries, drawn.image).items()}
+        exchanged = self._share(entries, EXCHANGED_STREAM, self.exchanged) if self.exchanged else None
+        told = self._told(entries, drawn.image, exchanged)
+        conditioning = {name: rows.to(self.device) for name, rows in told.items()}
         sample = schedule.add_noise(self.scheduler, x0, noise, timestep)
-        return NoisedBatch(step, sample, timestep, x0, noise, conditioning)
+        exchanged = None if exchanged is None else exchanged.to(self.device)
+        return NoisedBatch(step, sample, timestep, x0, noise, conditioning, exchanged)
 
-    def _told(self, entries: Tensor, images: Tensor) -> dict[str, Tensor]:
-        """Return the conditioning of the images (B,), in the entries drawn for that another image's, or none."""
-        if self.exchanged:
+    def _told(self, entries: Tensor, images: Tensor, exchanged: Tensor | None) -> dict[str, Tensor]:
+        """Return the conditioning of the images (B,), of `exchanged` entries another image's, in some of all none."""
+        if exchanged is not None:
             others = [mixed(self.seed, OTHERS_STREAM + entry) % len(self.samples) for entry in entries.tolist()]
-            images = torch.where(self._share(entries, EXCHANGED_STREAM, self.exchanged), torch.tensor(others), images)
+            images = torch.where(exchanged, torch.tensor(others), images)
         told = self.samples.conditioning(images)
         if told and self.dropped:
             silent = self._share(entries, DROPPED_STREAM, self.dropped)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgediff.errors import BadInputError
-from edgediff.recipe import TrainingConfig, differing_keys
+from edgediff.recipe import TrainingConfig, differences
 from edgediff.training import checkpoint
 
 # What may differ between an interrupted training and the one that resumes it: how long, how fast, how often saved,
@@ -44,7 +44,7 @@ def starting_facts(
             "add `--resume` to continue it, or delete that file to start again",
         )
     if facts["identity"] != wanted:
-        difference = _difference(facts["identity"], wanted)
+        difference = "; ".join(differences(facts["identity"], wanted).values())
         batch = (
             "; `global_batch` is batch_size x gradient_accumulation x processes" if "global_batch" in difference else ""
         )
@@ -62,14 +62,3 @@ def starting_facts(
     if last != settings:
         facts["settings"].append({"from_step": facts["step"], **settings})
     return facts
-
-
-def _difference(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """Word what differs between two identities, key by key: `distill.kd.place 1.0, not None`."""
-
-    def value(of: Any, key: str) -> Any:
-        for part in key.split("."):
-            of = of.get(part) if isinstance(of, Mapping) else None
-        return of
-
-    return "; ".join(f"{key} {value(saved, key)}, not {value(wanted, key)}" for key in differing_keys(saved, wanted))

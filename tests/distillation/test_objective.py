@@ -16,7 +16,7 @@ from edgediff.errors import BadInputError
 from edgediff.families import Family
 from edgediff.families.unet2d import UNet2D
 from edgediff.pruning import prune_depth, published_cut, widths_for_ratio
-from edgediff.recipe import KD_LOSSES, DataConfig, DistillConfig
+from edgediff.recipe import KD_LOSSES, PREDICTION_LOSSES, DataConfig, DistillConfig
 from edgediff.training.batches import NoisedBatch, Noising
 
 
@@ -57,11 +57,12 @@ def batch_of(teacher):
 @pytest.mark.parametrize("name", KD_LOSSES)
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 def test_every_loss_trains_every_kind_of_student(name, prediction_type, teacher, student_of, batch_of):
-    config = DistillConfig(kd=name, diffusion_weight=0)
+    config = DistillConfig(kd=name, diffusion_weight=0 if name in PREDICTION_LOSSES else 1)
     objective = Distillation(student_of(prediction_type), [teacher], config)
     loss, quantities = objective(batch_of(config))
     loss.backward()
-    assert loss.item() == pytest.approx(quantities[name].item(), rel=1e-5) and loss.item() > 0
+    of_data = quantities.get("diffusion", 0)
+    assert loss.item() == pytest.approx(float(quantities[name] + of_data), rel=1e-5) and loss.item() > 0
     gradients = [p.grad for p in objective.student.parameters() if p.grad is not None]
     assert gradients and all(gradient.isfinite().all() for gradient in gradients)
     assert sum(float(gradient.abs().sum()) for gradient in gradients) > 0
@@ -184,6 +185,20 @@ def test_the_logged_fit_is_that_of_the_loss_that_fits(kd, teacher, student_of, b
     assert {name: values[name] for name in ("coarse", "fine", "fine_weight", "slope")} == {
         name: alone[name] for name in ("coarse", "fine", "fine_weight", "slope")
     }
+
+
+def test_x0_is_no_example_of_an_exchanged_condition(teacher, student_of, batch_of):
+    config, exchanged = (
+        DistillConfig(kd="output", gradient_norms_every=0),
+        torch.tensor([True, False, False, True, False, False]),
+    )
+    objective, batch = Distillation(student_of(), [teacher], config), batch_of(config)
+    with torch.no_grad():
+        error = (objective.student(batch.sample, batch.timestep).sample - batch.noise).square().flatten(1).mean(1)
+        _, values = objective(replace(batch, exchanged=exchanged))
+        _, whole = objective(batch)
+    assert values["diffusion"].item() == pytest.approx((error * ~exchanged).mean().item(), rel=1e-4)
+    assert values["output"] == whole["output"]
 
 
 def test_latents_have_no_range_to_hold_the_teacher_to(teacher, student_of, batch_of, tmp_path):

@@ -163,6 +163,28 @@ def test_shards_are_plain_safetensors(opened, tmp_path):
     assert json.loads((tmp_path / "targets" / "manifest.json").read_text())["teacher"] == "t"
 
 
+def test_a_damaged_shard_is_computed_again(opened, tmp_path):
+    batches, _ = opened()
+    first = steps(batches, 3)
+    (shard,) = (tmp_path / "targets").glob("shard-*.safetensors")
+    whole = shard.read_bytes()
+    for damage in (whole[: len(whole) // 2], whole[:4], b"\x08" + bytes(7) + b"no json!" + whole):
+        shard.write_bytes(damage)
+        batches, teacher = opened()
+        again = steps(batches, 3)
+        assert teacher.asked == COUNT and all(same(*pair) for pair in zip(first, again, strict=True))
+        assert len(shard.read_bytes()) == len(whole)
+
+
+def test_a_disk_that_is_full_from_the_start_is_in_nobody_s_way(opened, tiny_disk):
+    (tiny_disk / "photos").write_bytes(bytes(shutil.disk_usage(tiny_disk).free))
+    said = []
+    batches, teacher = opened(folder=tiny_disk / "targets", said=said)
+    steps(batches, 3)
+    assert teacher.asked == COUNT and len(said) == 1 and "no space left" in said[0]
+    assert batches.teaching.report()["computed"] == COUNT
+
+
 def test_a_full_disk_leaves_training_uncached_and_says_so(opened, tiny_disk, monkeypatch):
     monkeypatch.setattr("edgediff.distillation.cache.SHARD_BYTES", 12 * 28 * 28 * 2)  # 19 KB, so that some fit
     free = shutil.disk_usage(tiny_disk).free
