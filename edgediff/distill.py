@@ -59,6 +59,8 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
     small = starting_student(model_folder.load(source), recipe.distill)
     check_together(*((of.sample_shape, of.scheduler) for of in (small, *teachers)))
     output.stage("distill", f"{objective_words(recipe.distill)}, {settings.steps} steps of {settings.batch_size}")
+    for words in processes.overruled(settings):
+        output.say(words)
     for loaded in (small, *teachers):
         loaded.model.to(processes.device())
     for teacher in teachers:  # else autocast holds a second copy of their weights, in half precision

@@ -93,6 +93,8 @@ def train_teacher(recipe: TeacherRecipe, out: Path, output: Output, *, resume: b
             write_manifest(temporary, stage="snapshot", config=config, inputs=inputs, steps=step)
 
     output.stage("teacher", f"{recipe.name}, {settings.steps} steps of {settings.batch_size}")
+    for words in processes.overruled(settings):
+        output.say(words)
     with output.progress("train", settings.steps, done) as progress:
         result = train(
             Denoising(model, family, scheduler, told),

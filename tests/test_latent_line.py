@@ -116,6 +116,12 @@ def test_a_student_is_one_too_with_fewer_blocks_and_channels(run):
     assert student(class_labels=[1], **drawing).images.shape[1:3] == (28, 28)
 
 
+def test_the_report_says_what_the_cache_saved(run):
+    cache = read_json(run.report)["training"]["cache"]
+    page = (run.path / "report.html").read_text()
+    assert cache["computed"] == 16 and f"{cache['read']:,.0f} targets read, 16 computed" in page
+
+
 def test_every_stage_left_its_figures(run):
     quality, latency = read_json(run.quality), read_json(run.latency)
     assert {row["role"] for row in quality["rows"]} == {"floor", *ROLES}

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator, PartialState
 
+    from edgediff.recipe import TrainingConfig
+
 # How long a process waits in the middle of a step for one that does not answer. One that died is noticed at once where
 # the network says so, and its launcher ends the others; this is for the rest: a machine gone, a process that hangs.
 PATIENCE = timedelta(minutes=10)
@@ -69,6 +71,20 @@ def _check_engine() -> None:
             "FSDP's activation checkpointing cannot train here: it renames parameters",
             "leave it out, and set `gradient_checkpointing=true` in the recipe",
         )
+
+
+def overruled(config: TrainingConfig) -> list[str]:
+    """Return in words what `accelerate launch` was told of this training and the recipe says otherwise: it holds."""
+    found = []
+    for variable, nothing, key, own in (
+        ("MIXED_PRECISION", "no", "precision", config.precision),
+        ("GRADIENT_ACCUMULATION_STEPS", "1", "gradient_accumulation", str(config.gradient_accumulation)),
+        ("DYNAMO_BACKEND", "NO", "compile", "INDUCTOR" if config.compile else "NO"),
+    ):
+        told = os.environ.get(f"ACCELERATE_{variable}", nothing)
+        if told not in (nothing, own):
+            found.append(f"the launcher's {key} ({told.lower()}) is not taken: the recipe's `training.{key}` holds")
+    return found
 
 
 def device() -> torch.device:

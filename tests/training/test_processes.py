@@ -183,6 +183,16 @@ def test_what_the_launcher_was_told_and_cannot_be_done(told, said, hint, tmp_pat
     assert hint in caught.value.hint and list(tmp_path.iterdir()) == []
 
 
+def test_what_the_launcher_was_told_and_the_recipe_says_otherwise_is_named(monkeypatch):
+    assert processes.overruled(CONFIG) == []
+    for name, value in {"MIXED_PRECISION": "bf16", "GRADIENT_ACCUMULATION_STEPS": "4", "DYNAMO_BACKEND": "NO"}.items():
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    precision, accumulation = processes.overruled(CONFIG)
+    assert "precision (bf16)" in precision and "`training.precision` holds" in precision
+    assert "gradient_accumulation (4)" in accumulation
+    assert processes.overruled(CONFIG.model_copy(update={"precision": "bf16", "gradient_accumulation": 4})) == []
+
+
 def test_the_main_process_is_known_without_joining(monkeypatch):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     monkeypatch.setenv("RANK", "1")  # some clusters set it for every job
