@@ -238,6 +238,10 @@ def tuning() -> list[Cell]:
     )
     found += [Cell("output", 100, "tune", steps=SHORT, distill={**ANGULAR, **more}) for more in ours]
     found.append(Cell("output", 100, "tune", steps=SHORT, distill=ANGULAR, learning_rate=1.6e-2))
+    smooth = {"place": {"norm": "l2"}}  # a group's share of the gradient ends with its error, not with a jump
+    for distill in ({}, ANGULAR):
+        found += [Cell("place", 100, "tune", steps=SHORT, distill={**distill, **smooth})]
+    found.append(Cell("place", 100, "tune", steps=SHORT, distill=ANGULAR))
     for method in METHODS:
         if method in RIVALS:
             found += [Cell(method, 100, "tune", steps=SHORT, learning_rate=rate) for rate in RATES[1:3]]

@@ -97,7 +97,7 @@ def _classes(config: GenerateConfig, loaded: Loaded, output: Output) -> Asked:
 def _captions(config: GenerateConfig, loaded: Loaded, folder: Path, output: Output) -> Asked:
     """Ask for the captions of a file or of data, without empty ones, under which a model draws what it likes."""
     if config.captions:
-        given = _lines(Path(config.captions))
+        given = captions.lines(Path(config.captions))
     elif config.data:
         found = _source(config.data, loaded, output)
         given = found.captions(torch.arange(len(found)))
@@ -128,10 +128,3 @@ def _captions(config: GenerateConfig, loaded: Loaded, folder: Path, output: Outp
 def _source(config: DataConfig, loaded: Loaded, output: Output) -> Source:
     """Return data that says what to ask for; its images are not looked at."""
     return data.load(config, "train", shape=image_shape(loaded), output=output)
-
-
-def _lines(path: Path) -> list[str]:
-    """Return the lines of a text file."""
-    if not path.is_file():
-        raise BadInputError(f"file of captions not found: `{path}`", "give a text file with one caption a line")
-    return [line.strip() for line in captions.of_text(path.read_bytes(), str(path)).splitlines()]

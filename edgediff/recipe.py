@@ -76,9 +76,16 @@ class DataConfig(Config):
     folder: str | None = None
     encoded: str | None = None  # where latents and text embeddings are kept; None: inside the run folder
     conditioning_dropout: float = Field(0.0, ge=0, lt=1)  # share of samples told nothing, for classifier-free guidance
-    # Share of samples told of another image (random conditioning, Kim et al. 2025): a student then also meets
-    # conditions whose images are missing.
+    # Share of samples told what another image shows (random conditioning, Kim et al. 2025): any of the model's classes,
+    # or any caption of `random_captions`, a text file with one a line; without it, of the images.
     random_conditioning: float = Field(0.0, ge=0, le=1)
+    random_captions: str | None = None
+
+    @model_validator(mode="after")
+    def _captions_of_something(self) -> Self:
+        if self.random_captions is not None and not self.random_conditioning:
+            raise ValueError("random_captions are for random_conditioning, which is 0")
+        return self
 
 
 class TrainingConfig(Config):

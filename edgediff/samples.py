@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from edgediff import data
+from edgediff.artifacts import digest
 from edgediff.backends import best_device
+from edgediff.data import captions
 from edgediff.data.conditioned import ClassLabels, Conditioned, Conditions
 from edgediff.data.images import Images, Source
 from edgediff.data.splits import Split
@@ -26,11 +28,17 @@ MOST_AT_ONCE, PIXELS_AT_ONCE = 64, 2**20  # of the encoder, whose activations ar
 
 
 class Samples:
-    """`Images` in a model's own sample space, that also know what stands for no conditioning."""
+    """`Images` in a model's own sample space, that also know what stands for no conditioning.
 
-    def __init__(self, images: Images, unconditional: Callable[[int], dict[str, Tensor]]) -> None:
-        self.images, self.unconditional = images, unconditional
-        self.name, self.sha256, self.shape = images.name, images.sha256, images.shape
+    `others`: conditions that random conditioning chooses from, which need not have images here; None without it.
+    """
+
+    def __init__(
+        self, images: Images, unconditional: Callable[[int], dict[str, Tensor]], others: Conditions | None = None
+    ) -> None:
+        self.images, self.unconditional, self.others = images, unconditional, others
+        self.name, self.shape = images.name, images.shape
+        self.sha256 = images.sha256 if others is None else digest([images.sha256, others.sha256])
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -67,7 +75,8 @@ def scored(config: DataConfig, split: Split, loaded: Loaded, encoded: Path, outp
     """
     found = data.load(config, split, shape=image_shape(loaded), output=output)
     conditions, nothing = _told(found, split, loaded, encoded, output)
-    return Samples(Conditioned(found, conditions) if conditions else found, nothing)
+    images = Conditioned(found, conditions) if conditions else found
+    return Samples(images, nothing, _others(config, split, conditions, loaded, encoded, output))
 
 
 def learned(
@@ -91,7 +100,7 @@ def learned(
         batch_size=_at_once(found.shape),
         output=output,
     )
-    return Samples(LatentImages(kept, conditions), nothing)
+    return Samples(LatentImages(kept, conditions), nothing, _others(config, split, conditions, loaded, encoded, output))
 
 
 def check(config: DataConfig, loaded: Loaded, output: Output) -> None:
@@ -106,12 +115,41 @@ def check(config: DataConfig, loaded: Loaded, output: Output) -> None:
             found.class_labels(torch.arange(min(1, len(found))))
         elif needed:
             found.captions(torch.arange(min(1, len(found))))
+    if config.random_captions is not None:
+        if not needed or needed == CLASSES:
+            raise BadInputError("data.random_captions: the teacher is told no captions", "leave it out")
+        _random_captions(config.random_captions)
 
 
 def _at_once(shape: tuple[int, int, int]) -> int:
     """Return how many images of a shape (C, H, W) the autoencoder takes at once."""
     _, height, width = shape
     return max(1, min(MOST_AT_ONCE, PIXELS_AT_ONCE // (height * width)))
+
+
+def _others(
+    config: DataConfig, split: Split, own: Conditions | None, loaded: Loaded, encoded: Path, output: Output
+) -> Conditions | None:
+    """Return what random conditioning chooses from, where samples of this split are to be told something random."""
+    if own is None or split != "train" or not config.random_conditioning:
+        return None
+    if loaded.family.conditioning_names(loaded.model.config) == CLASSES:
+        return ClassLabels(torch.arange(loaded.family.classes(loaded.model.config)))
+    if config.random_captions is None or loaded.folder is None:
+        return own
+    wanted = _random_captions(config.random_captions)
+    return prompts.encode(encoded / "prompts-random", wanted, loaded.folder, device=best_device(), output=output)
+
+
+def _random_captions(file: str) -> list[str]:
+    """Return the captions of a file, one a line, without empty ones.
+
+    Raises: BadInputError where there are none.
+    """
+    found = [caption for caption in captions.lines(Path(file)) if caption]
+    if not found:
+        raise BadInputError(f"there are no captions in the file: `{file}`", "give a text file with one a line")
+    return found
 
 
 def _told(
@@ -124,11 +162,11 @@ def _told(
         return None, lambda count: {}
     if needed == CLASSES:
         return ClassLabels.of(found), lambda count: loaded.family.unconditional(config, count)
-    captions = found.captions(torch.arange(len(found)))
+    shown = found.captions(torch.arange(len(found)))
     if text is not None:
-        tokens = text.tokens(captions)
+        tokens = text.tokens(shown)
         return tokens, tokens.unconditional
     if loaded.folder is None:
         raise BadInputError("a model that is told captions needs the text encoders of its pipeline")
-    kept = prompts.encode(encoded / f"prompts-{split}", captions, loaded.folder, device=best_device(), output=output)
+    kept = prompts.encode(encoded / f"prompts-{split}", shown, loaded.folder, device=best_device(), output=output)
     return kept, kept.unconditional

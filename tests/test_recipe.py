@@ -122,6 +122,7 @@ def test_losses_of_feature_maps_do_not_train_the_last_layers(kd):
 def test_exchanged_conditions_need_somebody_who_knows_what_they_ask_for():
     exchanged = {"data": {"random_conditioning": 0.5}}
     assert "kd is none" in message({**MINIMAL, **exchanged, "distill": {"kd": "none"}})
+    assert "random_conditioning, which is 0" in message({**MINIMAL, "data": {"random_captions": "captions.txt"}})
     check({**MINIMAL, **exchanged}, Recipe)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from edgediff.errors import BadInputError
@@ -35,6 +36,16 @@ def of_text(data: bytes, where: str) -> str:
         return data.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
         raise BadInputError(f"caption is not text in UTF-8: `{where}`", f"save it again as UTF-8 ({error})") from error
+
+
+def lines(path: Path) -> list[str]:
+    """Return the captions of a text file with one a line.
+
+    Raises: BadInputError when there is no such file, or it is no UTF-8.
+    """
+    if not path.is_file():
+        raise BadInputError(f"file of captions not found: `{path}`", "give a text file with one caption a line")
+    return [line.strip() for line in of_text(path.read_bytes(), str(path)).splitlines()]
 
 
 def of_json(data: bytes, where: str) -> str | None:

@@ -71,17 +71,22 @@ class Noising:
         return NoisedBatch(step, sample, timestep, x0, noise, conditioning, exchanged)
 
     def _told(self, entries: Tensor, images: Tensor, exchanged: Tensor | None) -> dict[str, Tensor]:
-        """Return the conditioning of the images (B,), of `exchanged` entries another image's, in some of all none."""
-        if exchanged is not None:
-            others = [mixed(self.seed, OTHERS_STREAM + entry) % len(self.samples) for entry in entries.tolist()]
-            images = torch.where(exchanged, torch.tensor(others), images)
+        """Return the conditioning of the images (B,), of `exchanged` entries something else, of some of all nothing."""
         told = self.samples.conditioning(images)
+        if exchanged is not None and self.samples.others is not None:
+            others = [mixed(self.seed, OTHERS_STREAM + entry) % len(self.samples.others) for entry in entries.tolist()]
+            _put(told, exchanged, self.samples.others(torch.tensor(others)))
         if told and self.dropped:
             silent = self._share(entries, DROPPED_STREAM, self.dropped)
-            for name, rows in self.samples.unconditional(len(entries)).items():
-                told[name] = torch.where(silent.view(-1, *(1,) * (rows.dim() - 1)), rows, told[name])
+            _put(told, silent, self.samples.unconditional(len(entries)))
         return told
 
     def _share(self, entries: Tensor, stream: int, share: float) -> Tensor:
         """Return which of the entries (B,) belong to a share of all, drawn for each of them once."""
         return torch.tensor([mixed(self.seed, stream + entry) % PARTS < share * PARTS for entry in entries.tolist()])
+
+
+def _put(told: dict[str, Tensor], where: Tensor, values: Mapping[str, Tensor]) -> None:
+    """Replace conditioning (B, ...) by other values at the samples `where` (B,) says so."""
+    for name, rows in values.items():
+        told[name] = torch.where(where.view(-1, *(1,) * (rows.dim() - 1)), rows, told[name])
