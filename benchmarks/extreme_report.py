@@ -2,8 +2,9 @@
 
     python benchmarks/extreme_report.py
 
-Reads benchmarks/results/extreme-compression.jsonl; writes extreme-compression.md beside it, and curves, errors and
-samples as PNG files into benchmarks/results/extreme-compression/.
+Reads benchmarks/results/extreme-compression.jsonl; writes extreme-compression.md beside it, curves, errors and samples
+as PNG files into benchmarks/results/extreme-compression/, and a shorter table into README.md and docs/distillation.md,
+between the comments that mark its place.
 """
 
 from __future__ import annotations
@@ -50,6 +51,16 @@ COLUMNS = (
     ("clipped", "kid_mean", "KID, clipped", 2),
     ("clipped", "noise_share", "noise images, clipped", 2),
 )
+
+SHORT = (  # a table's columns: sampler, metric, name, how a value and a spread are written
+    ("free", "frechet_distance", "FD, not clipped", "{:,.0f}"),
+    ("free", "noise_share", "noise images", "{:.0%}"),
+    ("clipped", "frechet_distance", "FD, clipped", "{:,.0f}"),
+    ("clipped", "noise_share", "noise images, clipped", "{:.0%}"),
+    ("free", "psnr_to_teacher", "PSNR to teacher, dB", "{:.1f}"),
+)
+SUMMARISED = ("README.md", "docs/distillation.md")
+BEGIN, END = "<!-- extreme students: written by benchmarks/extreme_report.py -->", "<!-- end of extreme students -->"
 
 Line = dict[str, Any]
 
@@ -99,6 +110,36 @@ def cells(lines: list[Line]) -> list[str]:
         spread = f" ± {statistics.stdev(found):.{digits}f}" if len(found) > 1 else ""
         words.append(f"{statistics.mean(found):.{digits}f}{spread}" if found else "–")
     return words
+
+
+def summary(lines: list[Line]) -> list[str]:
+    """Return the main set in short, as a Markdown table."""
+    head = [name for *_, name, _ in SHORT]
+    rows = [f"| student | seeds | {' | '.join(head)} |", f"|---|---:|{'---:|' * len(head)}"]
+    for name, of_name in groups(lines, "main").items():
+        words = []
+        for sampler, metric, _, form in SHORT:
+            found = values(of_name, sampler, metric)
+            spread = f" ± {form.format(statistics.stdev(found))}" if len(found) > 1 and any(found) else ""
+            words.append(f"{form.format(statistics.mean(found))}{spread}")
+        rows.append(f"| {_in_docs(name)} | {len(of_name)} | {' | '.join(words)} |")
+    return rows
+
+
+def _in_docs(name: str) -> str:
+    """Word a student for people who have not read the cells."""
+    method, *settings = name.split(", ")
+    words = ", ".join(["no teacher" if method == "none" else f"`{method}`", *settings])
+    return f"{words} (`--kd angular`)" if name == "output, v, angular" else words
+
+
+def publish(table: list[str]) -> None:
+    """Put a table into the pages that show it."""
+    for name in SUMMARISED:
+        page = RESULTS.parents[1] / name
+        before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+        _, _, after = rest.partition(END)
+        page.write_text("\n".join([f"{before}{BEGIN}", "", *table, "", f"{END}{after}"]), encoding="utf-8")
 
 
 def curves(lines: list[Line]) -> None:
@@ -169,6 +210,7 @@ def main() -> None:
         if groups(lines, of):
             page += ["", f"## {title}", "", *table(lines, of)]
     (RESULTS / "extreme-compression.md").write_text("\n".join(page) + "\n", encoding="utf-8")
+    publish(summary(lines))
     print("\n".join(page))
 
 
