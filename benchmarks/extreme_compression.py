@@ -178,7 +178,9 @@ def why() -> list[Cell]:
         ("output", {**V, "timestep_weighting": "min_snr"}),
         ("output", {**V, "timestep_weighting": "normalised"}),
     ]
-    return [Cell(method, 0, "why", distill=distill) for method, distill in settings]
+    found = [Cell(method, 0, "why", distill=distill) for method, distill in settings]
+    smooth = {"place": {"norm": "l2"}}  # a group's share of the gradient ends with its error, not with a jump
+    return found + [Cell("place", seed, "why", distill={**of, **smooth}) for seed in (0, 1) for of in ({}, ANGULAR)]
 
 
 def longer() -> list[Cell]:
@@ -238,9 +240,7 @@ def tuning() -> list[Cell]:
     )
     found += [Cell("output", 100, "tune", steps=SHORT, distill={**ANGULAR, **more}) for more in ours]
     found.append(Cell("output", 100, "tune", steps=SHORT, distill=ANGULAR, learning_rate=1.6e-2))
-    smooth = {"place": {"norm": "l2"}}  # a group's share of the gradient ends with its error, not with a jump
-    for distill in ({}, ANGULAR):
-        found += [Cell("place", 100, "tune", steps=SHORT, distill={**distill, **smooth})]
+    found += [Cell("place", 100, "tune", steps=SHORT, distill={**of, "place": {"norm": "l2"}}) for of in ({}, ANGULAR)]
     found.append(Cell("place", 100, "tune", steps=SHORT, distill=ANGULAR))
     for method in METHODS:
         if method in RIVALS:
