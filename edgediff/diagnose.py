@@ -143,10 +143,12 @@ def _sharpness(
     """Measure the sharpness of every model's distillation error."""
     indices = evenly(len(images), SHARPNESS_IMAGES)
     timesteps = schedule.spread(teacher.scheduler, len(indices)).split(BACKWARD_IMAGES)
-    batches = list(zip(held_out(images, indices, BACKWARD_IMAGES), timesteps, strict=True))
+    batches = [
+        (batch, at, predict("teacher", teacher, batch, at, teacher).value.to(best_device()))
+        for batch, at in zip(held_out(images, indices, BACKWARD_IMAGES), timesteps, strict=True)
+    ]
 
-    def part(of: Loaded, batch: HeldOut, at: Tensor) -> Part:
-        expected = predict("teacher", teacher, batch, at, teacher).value.to(best_device())
+    def part(of: Loaded, batch: HeldOut, at: Tensor, expected: Tensor) -> Part:
         sample, at = (value.to(best_device()) for value in (batch.noised(teacher, at), at))
         conditioning = {name: rows.to(best_device()) for name, rows in batch.conditioning.items()}
 
@@ -157,10 +159,7 @@ def _sharpness(
 
         return loss
 
-    return {
-        role: sharpness(model.model, [part(model, batch, at) for batch, at in batches])
-        for role, model in models.items()
-    }
+    return {role: sharpness(model.model, [part(model, *batch) for batch in batches]) for role, model in models.items()}
 
 
 def _draw(teacher: Loaded, student: Loaded, images: Images, folder: Path) -> ErrorPictures:

@@ -59,7 +59,7 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
     small = starting_student(model_folder.load(source), recipe.distill)
     check_together(*((of.sample_shape, of.scheduler) for of in (small, *teachers)))
     output.stage("distill", f"{objective_words(recipe.distill)}, {settings.steps} steps of {settings.batch_size}")
-    for words in processes.overruled(settings):
+    for words in processes.overruled(settled(settings, processes.device())):
         output.say(words)
     for loaded in (small, *teachers):
         loaded.model.to(processes.device())

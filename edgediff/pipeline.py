@@ -105,7 +105,7 @@ def refuse_other_recipe(run: Run, recipe: Recipe) -> None:
     chain = [run, *(run.assistant(place) for place in range(len(made_by.distill.assistants)))]
     if any((of.student / MANIFEST).exists() or checkpoint.finished_steps(of.checkpoints) for of in chain):
         found |= differences(before["distill"], after["distill"], "distill")
-    adjustable = {f"distill.training.{name}" for name in ADJUSTABLE}
+    adjustable = {"distill.cache.folder", *(f"distill.training.{name}" for name in ADJUSTABLE)}
     differing = [words for key, words in found.items() if key not in adjustable]
     if differing:
         raise BadInputError(

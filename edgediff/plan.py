@@ -31,6 +31,7 @@ from edgediff.output import QUIET
 from edgediff.pruning import check_learnable, foreseen_cut, forwards, widths_for_ratio, widths_in_order
 from edgediff.recipe import EvaluateConfig, PruneConfig, Recipe, objective_words
 from edgediff.results import Plan, Search, StagePlan
+from edgediff.samples import random_captions
 
 TRIAL_BATCH = 4
 BACKWARD = 2.0  # a backward pass costs about two forwards
@@ -223,6 +224,8 @@ def _encode_plans(recipe: Recipe, what: Outline, seconds_a_mac: float) -> list[S
             size += count * 2 * math.prod(shape) * HALF_BYTES  # mean and standard deviation
         if "encoder_hidden_states" in inputs:
             captions = round(sum(map(_different_captions, splits)))
+            if recipe.data.random_captions is not None:
+                captions += len(set(random_captions(recipe.data.random_captions)))
             parts.append(f"embeddings of about {captions:,} captions")
             macs += captions * text_macs(folder, inputs["encoder_hidden_states"].shape[1])
             size += captions * inputs["encoder_hidden_states"].numel() * HALF_BYTES

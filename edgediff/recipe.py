@@ -230,13 +230,12 @@ def parse_losses(value: Any) -> Any:
         value = value.split(",")
     if isinstance(value, list | tuple):
         losses: dict[str, Any] = {}
-        named: set[str] = set()
         for part in value:
             name, given, weight = str(part).strip().partition("=")
-            if name in named:
-                raise ValueError(f"{name} is given twice")
-            named.add(name)
-            losses |= KD_PRESETS[name] if name in KD_PRESETS and not given else {name: weight if given else 1.0}
+            found = KD_PRESETS[name] if name in KD_PRESETS and not given else {name: weight if given else 1.0}
+            for twice in losses.keys() & found.keys():
+                raise ValueError(f"{twice} is given twice")
+            losses |= found
         value = losses
     return {name: _weight(name, given) for name, given in value.items()} if isinstance(value, dict) else value
 
@@ -335,7 +334,8 @@ class DistillConfig(Config):
                 f"nothing trains the student's last layers: kd {loss_words(self.kd)} looks at feature maps only, and "
                 "diffusion_weight is 0; add output or place"
             )
-        if self.timestep_weighting == "normalised" and self.place.fine_weight == "learnable":
+        learnable = self.place.fine_weight == "learnable" and {"place", "lift"} & set(self.kd)
+        if self.timestep_weighting == "normalised" and learnable:
             raise ValueError(
                 "a learnable place.fine_weight makes the loss negative, which `timestep_weighting: normalised` cannot "
                 "divide by: choose another of either"
@@ -455,6 +455,11 @@ class Recipe(Config):
     def _somebody_knows_what_belongs_to_a_condition(self) -> Self:
         if self.data.random_conditioning and not self.distill.kd:
             raise ValueError("data.random_conditioning needs a teacher to say what belongs to a condition: kd is none")
+        if self.data.random_conditioning == 1 and set(self.distill.kd) <= set(FEATURE_LOSSES):
+            raise ValueError(
+                "nothing trains the student's last layers: data.random_conditioning is 1, which leaves no sample to "
+                f"the data term, and kd {loss_words(self.distill.kd)} looks at feature maps only; add output or place"
+            )
         return self
 
 

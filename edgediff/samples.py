@@ -118,7 +118,7 @@ def check(config: DataConfig, loaded: Loaded, output: Output) -> None:
     if config.random_captions is not None:
         if not needed or needed == CLASSES:
             raise BadInputError("data.random_captions: the teacher is told no captions", "leave it out")
-        _random_captions(config.random_captions)
+        random_captions(config.random_captions)
 
 
 def _at_once(shape: tuple[int, int, int]) -> int:
@@ -137,11 +137,12 @@ def _others(
         return ClassLabels(torch.arange(loaded.family.classes(loaded.model.config)))
     if config.random_captions is None or loaded.folder is None:
         return own
-    wanted = _random_captions(config.random_captions)
-    return prompts.encode(encoded / "prompts-random", wanted, loaded.folder, device=best_device(), output=output)
+    wanted = random_captions(config.random_captions)
+    folder = encoded / f"prompts-{digest(wanted)[:16]}"  # runs of other captions may share what is encoded
+    return prompts.encode(folder, wanted, loaded.folder, device=best_device(), output=output)
 
 
-def _random_captions(file: str) -> list[str]:
+def random_captions(file: str) -> list[str]:
     """Return the captions of a file, one a line, without empty ones.
 
     Raises: BadInputError where there are none.

@@ -28,6 +28,7 @@ from edgediff.teacher_card import write_card
 from edgediff.training import checkpoint, processes
 from edgediff.training.batches import TOLD, NoisedBatch, Noising
 from edgediff.training.loop import LOG_NAME, train
+from edgediff.training.precision import settled
 
 IDENTITY = ("model", "scheduler", "text_encoder")  # the parts of a recipe that a training's state belongs to
 SCHEDULERS = ("DDPMScheduler", "FlowMatchEulerDiscreteScheduler")
@@ -93,7 +94,7 @@ def train_teacher(recipe: TeacherRecipe, out: Path, output: Output, *, resume: b
             write_manifest(temporary, stage="snapshot", config=config, inputs=inputs, steps=step)
 
     output.stage("teacher", f"{recipe.name}, {settings.steps} steps of {settings.batch_size}")
-    for words in processes.overruled(settings):
+    for words in processes.overruled(settled(settings, processes.device())):
         output.say(words)
     with output.progress("train", settings.steps, done) as progress:
         result = train(

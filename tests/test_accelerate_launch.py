@@ -19,8 +19,13 @@ from edgediff.run import Run
 from edgediff.training import checkpoint
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
-STEPS, TARGETS = 80, 40
-ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+STEPS, TARGETS = 120, 40
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": os.pathsep.join(sys.path),
+    "OMP_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+}
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
 LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
 
@@ -80,8 +85,9 @@ def test_two_processes_distil_what_one_does(straight, pruned, recipe, quiet):
 
 def test_a_killed_process_ends_the_command_and_costs_nothing(straight, pruned):
     run = pruned("killed")
-    process = launch(run)
-    while not checkpoint.finished_steps(run.checkpoints) and process.poll() is None:
+    process, deadline = launch(run), time.monotonic() + 300
+    while not checkpoint.finished_steps(run.checkpoints) and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[1]
         time.sleep(0.02)
     ranks = [child for child in psutil.Process(process.pid).children(recursive=True) if is_rank(child, "1")]
     ranks[0].kill()

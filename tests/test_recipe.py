@@ -122,6 +122,8 @@ def test_losses_of_feature_maps_do_not_train_the_last_layers(kd):
 def test_exchanged_conditions_need_somebody_who_knows_what_they_ask_for():
     exchanged = {"data": {"random_conditioning": 0.5}}
     assert "kd is none" in message({**MINIMAL, **exchanged, "distill": {"kd": "none"}})
+    always = {"data": {"random_conditioning": 1}, "distill": {"kd": "feature"}}
+    assert "leaves no sample to the data term" in message({**MINIMAL, **always})
     assert "random_conditioning, which is 0" in message({**MINIMAL, "data": {"random_captions": "captions.txt"}})
     check({**MINIMAL, **exchanged}, Recipe)
 
@@ -129,6 +131,8 @@ def test_exchanged_conditions_need_somebody_who_knows_what_they_ask_for():
 def test_a_loss_that_turns_negative_is_not_divided_by_its_mean():
     found = message({**MINIMAL, "distill": {"timestep_weighting": "normalised", "place": {"fine_weight": "learnable"}}})
     assert "fine_weight" in found and "normalised" in found
+    unused = {"kd": "output", "timestep_weighting": "normalised", "place": {"fine_weight": "learnable"}}
+    check({**MINIMAL, "distill": unused}, Recipe)
 
 
 @pytest.mark.parametrize(
@@ -146,6 +150,7 @@ def test_a_loss_that_turns_negative_is_not_divided_by_its_mean():
         ("place=", "the weight of place must be a number above 0"),
         ({"place": True}, "the weight of place must be a number above 0: True"),
         ("place,output,place=2", "place is given twice"),
+        ("output=3,bk_sdm", "output is given twice"),
     ],
 )
 def test_wrong_losses_are_refused(given, found):

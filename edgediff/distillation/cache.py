@@ -182,6 +182,8 @@ class TargetCache:
         if path.exists():
             try:
                 return self._open(path)
+            except FileNotFoundError:  # another process makes it again in this moment
+                pass
             except DAMAGE:
                 if row is not None and self._growing:
                     path.unlink(missing_ok=True)
@@ -234,6 +236,8 @@ def _points(words: str) -> list[tuple[str, ...]]:
 class _GrowingShard(Shard):
     """A shard that is written through its file, whose errors are not fatal signals as those of a map are."""
 
+    descriptor = -1
+
     def __init__(self, path: Path) -> None:
         self.descriptor = os.open(path, os.O_RDWR)
         super().__init__(path)
@@ -247,4 +251,5 @@ class _GrowingShard(Shard):
         os.pwrite(self.descriptor, checksums, self.offsets[CHECKSUMS] + place * len(checksums))
 
     def __del__(self) -> None:
-        os.close(self.descriptor)
+        if self.descriptor >= 0:
+            os.close(self.descriptor)

@@ -63,23 +63,25 @@ class Noising:
         x0 = self.samples.batch(drawn.image).to(self.device)
         noise = drawn.noise(tuple(x0.shape[1:])).to(self.device)
         timestep = (drawn.timestep + schedule.cleanest(self.scheduler)).to(self.device)
-        exchanged = self._share(entries, EXCHANGED_STREAM, self.exchanged) if self.exchanged else None
-        told = self._told(entries, drawn.image, exchanged)
+        told, exchanged = self._told(entries, drawn.image)
         conditioning = {name: rows.to(self.device) for name, rows in told.items()}
         sample = schedule.add_noise(self.scheduler, x0, noise, timestep)
-        exchanged = None if exchanged is None else exchanged.to(self.device)
         return NoisedBatch(step, sample, timestep, x0, noise, conditioning, exchanged)
 
-    def _told(self, entries: Tensor, images: Tensor, exchanged: Tensor | None) -> dict[str, Tensor]:
-        """Return the conditioning of the images (B,), of `exchanged` entries something else, of some of all nothing."""
-        told = self.samples.conditioning(images)
-        if exchanged is not None and self.samples.others is not None:
+    def _told(self, entries: Tensor, images: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Return the conditioning of the images (B,), of some entries something else, of some nothing; and of which
+        something else (B,) bool, None where that is asked of none.
+        """
+        told, exchanged = self.samples.conditioning(images), None
+        if self.exchanged and self.samples.others is not None:
+            exchanged = self._share(entries, EXCHANGED_STREAM, self.exchanged)
             others = [mixed(self.seed, OTHERS_STREAM + entry) % len(self.samples.others) for entry in entries.tolist()]
             _put(told, exchanged, self.samples.others(torch.tensor(others)))
         if told and self.dropped:
             silent = self._share(entries, DROPPED_STREAM, self.dropped)
             _put(told, silent, self.samples.unconditional(len(entries)))
-        return told
+            exchanged = None if exchanged is None else exchanged & ~silent  # x0 is an example of nothing asked for
+        return told, None if exchanged is None else exchanged.to(self.device)
 
     def _share(self, entries: Tensor, stream: int, share: float) -> Tensor:
         """Return which of the entries (B,) belong to a share of all, drawn for each of them once."""

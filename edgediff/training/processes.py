@@ -83,7 +83,9 @@ def overruled(config: TrainingConfig) -> list[str]:
     ):
         told = os.environ.get(f"ACCELERATE_{variable}", nothing)
         if told not in (nothing, own):
-            found.append(f"the launcher's {key} ({told.lower()}) is not taken: the recipe's `training.{key}` holds")
+            found.append(
+                f"the launcher's {key} ({told.lower()}) is not taken: the recipe's {key} ({own.lower()}) holds"
+            )
     return found
 
 

@@ -188,7 +188,7 @@ def test_what_the_launcher_was_told_and_the_recipe_says_otherwise_is_named(monke
     for name, value in {"MIXED_PRECISION": "bf16", "GRADIENT_ACCUMULATION_STEPS": "4", "DYNAMO_BACKEND": "NO"}.items():
         monkeypatch.setenv(f"ACCELERATE_{name}", value)
     precision, accumulation = processes.overruled(CONFIG)
-    assert "precision (bf16)" in precision and "`training.precision` holds" in precision
+    assert "precision (bf16)" in precision and "the recipe's precision (fp32) holds" in precision
     assert "gradient_accumulation (4)" in accumulation
     assert processes.overruled(CONFIG.model_copy(update={"precision": "bf16", "gradient_accumulation": 4})) == []
 
