@@ -120,8 +120,9 @@ def summary(lines: list[Line]) -> list[str]:
         words = []
         for sampler, metric, _, form in SHORT:
             found = values(of_name, sampler, metric)
-            spread = f" ± {form.format(statistics.stdev(found))}" if len(found) > 1 and any(found) else ""
-            words.append(f"{form.format(statistics.mean(found))}{spread}")
+            spread = form.format(statistics.stdev(found) if len(found) > 1 else 0)
+            beside = "" if spread == form.format(0) else f" ± {spread}"
+            words.append(f"{form.format(statistics.mean(found))}{beside}")
         rows.append(f"| {_in_docs(name)} | {len(of_name)} | {' | '.join(words)} |")
     return rows
 
