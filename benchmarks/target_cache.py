@@ -45,7 +45,8 @@ class Steps:
             "cache": {"targets": targets},
             "training": {"batch_size": batch_size, "precision": precision},
         }
-        recipe = check({"teacher": "fashion-ddpm", "data": {"name": "fashion-mnist-20k"}, "distill": distill}, Recipe)
+        values = {"teacher": "fashion-ddpm", "data": {"name": "fashion-mnist-20k"}, "prune": {"ratio": RATIO}}
+        recipe = check({**values, "distill": distill}, Recipe)
         self.config = recipe.distill
         student = starting_student(model_folder.Loaded(small, big.scheduler, big.family, ""), self.config)
         images = samples.learned(recipe.data, "train", big, folder / "encoded", Output())
