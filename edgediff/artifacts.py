@@ -17,8 +17,8 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -45,44 +45,43 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
-@contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> AbstractContextManager[Path]:
     """Give a temporary sibling to write; on success it replaces `path`, on any failure it is removed.
 
     Raises: StageFailedError, naming `path`, when the disk is full; what stood there before stays.
     """
-    with naming_full_disk(path):
-        temporary = _sibling(path)
-        try:
-            yield temporary
-            _publish(temporary)
-            temporary.replace(path)
-            _flush(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+    return _written(path, Path.replace)
 
 
-@contextmanager
-def first_file(path: Path) -> Iterator[Path]:
+def first_file(path: Path) -> AbstractContextManager[Path]:
     """Give a temporary sibling to write; on success it becomes `path`, unless a file stands there by then: that stays.
 
     For files that several processes would make alike and then write into: a rename would take them from each other.
     Raises: StageFailedError, naming `path`, when the disk is full.
     """
+    return _written(path, _link)
+
+
+@contextmanager
+def _written(path: Path, put: Callable[[Path, Path], Any]) -> Iterator[Path]:
     with naming_full_disk(path):
         temporary = _sibling(path)
         try:
             yield temporary
             _publish(temporary)
-            try:
-                os.link(temporary, path)
-            except FileExistsError:
-                pass
-            except OSError:  # a file system without links
-                temporary.replace(path)
+            put(temporary, path)
             _flush(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _link(temporary: Path, path: Path) -> None:
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        temporary.replace(path)
 
 
 @contextmanager

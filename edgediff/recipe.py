@@ -615,25 +615,15 @@ def dump(recipe: Config) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def differing_keys(a: Any, b: Any, prefix: str = "") -> list[str]:
-    """Return the dotted keys, sorted, at which two pieces of plain data differ."""
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        dot = f"{prefix}." if prefix else ""
-        return [found for key in sorted({*a, *b}) for found in differing_keys(a.get(key), b.get(key), f"{dot}{key}")]
-    return [] if a == b else [prefix]
-
-
 def differences(before: Any, after: Any, prefix: str = "") -> dict[str, str]:
-    """Return in words, by dotted key, at what two pieces of plain data differ: `distill.kd.place 1.0, not None`."""
-
-    def value(of: Any, key: str) -> Any:
-        for part in key.removeprefix(prefix).strip(".").split("."):
-            of = of.get(part) if part and isinstance(of, Mapping) else of if not part else None
-        return of
-
-    return {
-        key: f"{key} {value(before, key)}, not {value(after, key)}" for key in differing_keys(before, after, prefix)
-    }
+    """Return in words, by dotted key, sorted, where plain data differ: `distill.kd.place 1.0, not None`."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        dot = f"{prefix}." if prefix else ""
+        found: dict[str, str] = {}
+        for key in sorted({*before, *after}):
+            found |= differences(before.get(key), after.get(key), f"{dot}{key}")
+        return found
+    return {} if before == after else {prefix: f"{prefix} {before}, not {after}"}
 
 
 def _copy(value: Any) -> Any:

@@ -143,11 +143,11 @@ def _others(
 
 
 def random_captions(file: str) -> list[str]:
-    """Return the captions of a file, one a line, without empty ones.
+    """Return the captions of a file, one a line.
 
     Raises: BadInputError where there are none.
     """
-    found = [caption for caption in captions.lines(Path(file)) if caption]
+    found = captions.lines(Path(file))
     if not found:
         raise BadInputError(f"there are no captions in the file: `{file}`", "give a text file with one a line")
     return found

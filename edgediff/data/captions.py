@@ -39,13 +39,13 @@ def of_text(data: bytes, where: str) -> str:
 
 
 def lines(path: Path) -> list[str]:
-    """Return the captions of a text file with one a line.
+    """Return the captions of a text file with one a line, without empty lines.
 
     Raises: BadInputError when there is no such file, or it is no UTF-8.
     """
     if not path.is_file():
         raise BadInputError(f"file of captions not found: `{path}`", "give a text file with one caption a line")
-    return [line.strip() for line in of_text(path.read_bytes(), str(path)).splitlines()]
+    return [line.strip() for line in of_text(path.read_bytes(), str(path)).splitlines() if line.strip()]
 
 
 def of_json(data: bytes, where: str) -> str | None:

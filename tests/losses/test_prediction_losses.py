@@ -6,7 +6,7 @@ import torch
 
 from edgediff.errors import BadInputError
 from edgediff.losses import LOSSES, diffusion, dist, lift, multi_scale, output, squared_error
-from edgediff.recipe import KD_PRESETS
+from edgediff.recipe import FEATURE_LOSSES, KD_PRESETS, PREDICTION_LOSSES
 
 PREDICTION = {name: loss.function for name, loss in LOSSES.items() if loss.kind == "prediction"}
 
@@ -15,11 +15,8 @@ def test_registry_and_presets():
     assert list(LOSSES) == [
         *("output", "lift", "place", "multi_scale", "dist", "feature", "attention", "masked_feature")
     ]
-    assert [name for name, loss in LOSSES.items() if loss.kind == "feature"] == [
-        "feature",
-        "attention",
-        "masked_feature",
-    ]
+    for kind, names in (("prediction", PREDICTION_LOSSES), ("feature", FEATURE_LOSSES)):  # as recipes know them
+        assert tuple(name for name, loss in LOSSES.items() if loss.kind == kind) == names
     assert [name for name, loss in LOSSES.items() if loss.adapters] == ["feature", "masked_feature"]
     assert set(KD_PRESETS) == {"none", "output+feature", "angular", "bk_sdm"} and KD_PRESETS["none"] == {}
     assert all(set(weights) <= set(LOSSES) for weights in KD_PRESETS.values())
