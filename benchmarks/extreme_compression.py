@@ -51,10 +51,11 @@ LINES = RESULTS / "extreme-compression.jsonl"
 FRAME = RESULTS / "extreme-compression-frame.json"
 TEACHER = "fashion-ddpm"
 EXTREME = 0.875  # of the channels removed: 63,465 of 3,939,393 parameters stay, 1.6 %
+EXTREME_PARAMETERS = 63465
 STEPS, BATCH, CACHE, LEARNING_RATE = 5000, 32, 32768, 8e-3
 SHORT = STEPS // 4  # where only the order of neighbours is asked for
 LARGER = (0.75, 0.5)
-LONG = STEPS * 2  # whether an order lasts
+LONG = STEPS * 4  # whether an order lasts
 RATES = (2e-3, 4e-3, 8e-3, 1.6e-2)
 IMAGES, CURVE_IMAGES, CURVE_POINTS = 1000, 500, 4  # curves of seed 0
 AVERAGE, SPEED = "average-{}.safetensors", "speed.json"
@@ -87,7 +88,8 @@ class Cell:
     method: str
     seed: int
     set: str = "main"  # which question it answers
-    ratio: float = EXTREME  # of the first teacher's channels removed
+    ratio: float = EXTREME  # of the first teacher's channels removed, at every level alike
+    budget: int | None = None  # instead: parameters, within which `edgediff` chooses widths and blocks
     steps: int = STEPS
     taught_by: Cell | None = None  # the student that is its teacher, where that is not the first one
     distill: dict[str, Any] = field(default_factory=dict)  # what differs from the method's own settings
@@ -99,6 +101,8 @@ class Cell:
         parts = [f"{name}={value}" for name, value in _flat(self.distill)]
         if self.ratio != EXTREME:
             parts.append(f"ratio={self.ratio}")
+        if self.budget is not None:
+            parts.append(f"budget={self.budget}")
         if self.steps != STEPS:
             parts.append(f"steps={self.steps}")
         if self.learning_rate != LEARNING_RATE:
@@ -119,10 +123,11 @@ class Cell:
             "seed": self.seed,
             "checkpoint_every": self.steps // (5 * CURVE_POINTS),
         }
+        kept = 1 - self.ratio if self.taught_by is None else (1 - self.ratio) / (1 - self.taught_by.ratio)
         values = {
             "teacher": str(self.teacher(work)),
             "data": {"name": "fashion-mnist"},
-            "prune": {"ratio": 1 - (1 - self.ratio) / (1 - self.taught_by.ratio) if self.taught_by else self.ratio},
+            "prune": {"ratio": 1 - kept} if self.budget is None else {"params": self.budget},
             "distill": {"training": training, "cache": cache, "initial": "fresh", **settings},
         }
         return check(values, Recipe)
@@ -156,9 +161,20 @@ def cells() -> list[Cell]:
     found = [Cell(method, seed, distill=distill) for seed in range(5) for method, distill in CENTRAL]
     found += [Cell(method, seed) for seed in range(5) for method in RIVALS]
     found += [Cell(method, seed, distill=V) for seed in (0, 1) for method in ("output", "place", "none")]
-    found += sizes() + why() + longer() + tuning() + rates()
+    found += shapes() + sizes() + why() + longer() + tuning() + rates()
     found += [cell for ratio in LARGER for cell in larger(ratio)]
     return found + smaller_teachers()
+
+
+def shapes() -> list[Cell]:
+    """As many parameters, but not the same share of every level's channels: where they do most."""
+    settings: list[Settings] = [("place", {}), ("output", {}), ("place", ANGULAR), ("none", ANGULAR)]
+    ours = [Cell("output", seed, "shape", budget=EXTREME_PARAMETERS, distill=ANGULAR) for seed in range(5)]
+    return ours + [
+        Cell(method, seed, "shape", budget=EXTREME_PARAMETERS, distill=distill)
+        for seed in (0, 1)
+        for method, distill in settings
+    ]
 
 
 def why() -> list[Cell]:
@@ -184,7 +200,7 @@ def why() -> list[Cell]:
 
 
 def longer() -> list[Cell]:
-    """The best published-style student, PLACE, and the best of ours, trained twice as long."""
+    """The best published-style student, PLACE, and the best of ours, trained four times as long."""
     settings: list[Settings] = [
         ("output", ANGULAR),
         ("output", {}),

@@ -27,7 +27,8 @@ LINES, PICTURES = RESULTS / "extreme-compression.jsonl", RESULTS / "extreme-comp
 FRAME = RESULTS / "extreme-compression-frame.json"
 SETS = {
     "main": "Students of 1.6 % of the parameters",
-    "long": "Twice as long",
+    "shape": "As many parameters, where the budget's search puts them",
+    "long": "Four times as long",
     "why": "What makes the difference",
     "cache": "How many teacher targets are enough",
     "ratio": "Larger students",
@@ -39,6 +40,7 @@ WORDS = {
     "student_prediction=v_prediction,timestep_weighting=angular": "v,angular",
     "student_prediction=v_prediction": "v",
     "student_prediction=sample": "x0",
+    "budget=63465": "searched shape",
 }
 COLUMNS = (
     ("free", "frechet_distance", "FD", 0),
