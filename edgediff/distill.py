@@ -58,7 +58,8 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
     settings = recipe.distill.training
     small = starting_student(model_folder.load(source), recipe.distill)
     check_together(*((of.sample_shape, of.scheduler) for of in (small, *teachers)))
-    output.stage("distill", f"{objective_words(recipe.distill)}, {settings.steps} steps of {settings.batch_size}")
+    batch = settings.global_batch(processes.group().num_processes)
+    output.stage("distill", f"{objective_words(recipe.distill)}, {settings.steps} steps of {batch}")
     for words in processes.overruled(settled(settings, processes.device())):
         output.say(words)
     for loaded in (small, *teachers):

@@ -265,12 +265,12 @@ def _distill_plans(
 def _distill_plan(stage: str, recipe: Recipe, student: float, taught: float) -> StagePlan:
     """Return a training; `student` and `taught` are forwards of the student and its teachers, in seconds an image."""
     training, cached = recipe.distill.training, recipe.distill.cache.targets
-    images = training.steps * training.batch_size * training.gradient_accumulation
+    images = training.steps * training.global_batch()
     answers = 0 if not recipe.distill.kd else min(images, cached) if cached else images
     return StagePlan(
         stage=stage,
         seconds=images * (1 + BACKWARD) * student + answers * taught,
-        what=f"{objective_words(recipe.distill)}, {training.steps} steps of {training.batch_size}, "
+        what=f"{objective_words(recipe.distill)}, {training.steps} steps of {training.global_batch()}, "
         f"{training.precision}",
     )
 

@@ -110,6 +110,10 @@ class TrainingConfig(Config):
     checkpoint_every: int = Field(200, gt=0)  # steps
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)  # beside train.jsonl
 
+    def global_batch(self, processes: int = 1) -> int:
+        """Return the samples of an update, over all processes."""
+        return self.batch_size * self.gradient_accumulation * processes
+
 
 class TinyFusionConfig(Config):
     """How `tinyfusion` learns which blocks go (Fang et al., CVPR 2025); its authors' settings, on less data."""

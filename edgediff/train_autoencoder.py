@@ -82,7 +82,8 @@ def train_autoencoder(recipe: AutoencoderRecipe, out: Path, output: Output, *, r
         output.stage("autoencoder", f"up to date: `{folder}`")
         return folder
     done = checkpoint.finished_steps(out / "checkpoints") if resume else 0
-    output.stage("autoencoder", f"{recipe.name}, {settings.steps} steps of {settings.batch_size}")
+    batch = settings.global_batch(processes.group().num_processes)
+    output.stage("autoencoder", f"{recipe.name}, {settings.steps} steps of {batch}")
     with output.progress("train", settings.steps, done) as progress:
         result = train(
             Autoencoding(autoencoder, recipe.kl_weight),

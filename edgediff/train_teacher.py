@@ -93,7 +93,8 @@ def train_teacher(recipe: TeacherRecipe, out: Path, output: Output, *, resume: b
             _write(temporary, averaged, scheduler, parts, text)
             write_manifest(temporary, stage="snapshot", config=config, inputs=inputs, steps=step)
 
-    output.stage("teacher", f"{recipe.name}, {settings.steps} steps of {settings.batch_size}")
+    batch = settings.global_batch(processes.group().num_processes)
+    output.stage("teacher", f"{recipe.name}, {settings.steps} steps of {batch}")
     for words in processes.overruled(settled(settings, processes.device())):
         output.say(words)
     with output.progress("train", settings.steps, done) as progress:

@@ -61,16 +61,17 @@ def launch(run, *more):
 
 @pytest.fixture(scope="module")
 def straight(pruned):
-    """A run of two processes, and what the command said."""
+    """A run of two processes, what the command said, and what stood on the screen."""
     run = pruned("straight")
     process = launch(run)
     out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
-    return run, json.loads(out)
+    return run, json.loads(out), err
 
 
 def test_two_processes_distil_what_one_does(straight, pruned, recipe, quiet):
-    run, told = straight
+    run, told, screen = straight
+    assert f"{STEPS} steps of 4" in screen
     alone = pruned("alone")
     summary = distill(alone, recipe, quiet)
     assert (told["batch_size"], told["steps"]) == (summary.batch_size, STEPS) == (4, STEPS)

@@ -31,7 +31,7 @@ def starting_facts(
     settings = {**config.model_dump(mode="json", include=ADJUSTABLE), "processes": processes}
     fixed = {
         **config.model_dump(mode="json", exclude=ADJUSTABLE),
-        "global_batch": config.batch_size * config.gradient_accumulation * processes,
+        "global_batch": config.global_batch(processes),
     }
     # Through JSON, in which a saved one comes back.
     wanted = json.loads(json.dumps({**identity, "training": fixed}))
