@@ -258,6 +258,10 @@ def tuning() -> list[Cell]:
     found.append(Cell("output", 100, "tune", steps=SHORT, distill=ANGULAR, learning_rate=1.6e-2))
     found += [Cell("place", 100, "tune", steps=SHORT, distill={**of, "place": {"norm": "l2"}}) for of in ({}, ANGULAR)]
     found.append(Cell("place", 100, "tune", steps=SHORT, distill=ANGULAR))
+    found += [
+        Cell("output", 100, "tune", budget=EXTREME_PARAMETERS, steps=SHORT, distill=ANGULAR, learning_rate=rate)
+        for rate in RATES[1:]
+    ]
     for method in METHODS:
         if method in RIVALS:
             found += [Cell(method, 100, "tune", steps=SHORT, learning_rate=rate) for rate in RATES[1:3]]

@@ -150,23 +150,26 @@ def publish(table: list[str]) -> None:
 def curves(lines: list[Line]) -> None:
     """Draw FD against steps, and the error against timesteps, of the students of 1.6 %."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5))
+    colours = plt.get_cmap("tab20")
     for place, (name, of_name) in enumerate(groups(lines, SHOWN).items()):
-        style = {"color": f"C{place % 10}", "linestyle": "--" if ", v" in name else "-", "label": name}
+        style = {"color": colours(place % colours.N), "linestyle": "--" if ", v" in name else "-", "label": name}
+        style["linewidth"] = 2.5 if "shape" in name else 1.4
         for line in of_name:
             if len(line["curve"]) > 1:
                 steps, distances = zip(*((p["step"], p["frechet_distance"]) for p in line["curve"]), strict=True)
-                left.plot(steps, distances, **style, marker="o", markersize=3, alpha=0.8)
-            error = line["error"]
-            right.semilogy(error["timesteps"], error["mse"], **style, alpha=0.8)
-            style["label"] = "_"
+                left.plot(steps, distances, **style, marker="o", markersize=3)
+        errors = np.mean([line["error"]["mse"] for line in of_name], axis=0)
+        right.semilogy(of_name[0]["error"]["timesteps"], errors, **style)
     left.set(title="x0 not clipped, 500 images", xlabel="training steps", ylabel="Fréchet distance")
-    right.set(title="Error of eps against the teacher's", xlabel="timestep", ylabel="mean squared error")
+    right.set(
+        title="Error of eps against the teacher's, mean over seeds", xlabel="timestep", ylabel="mean squared error"
+    )
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     handles, labels = right.get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncol=4, frameon=False)
-    figure.tight_layout(rect=(0, 0.14, 1, 1))
+    figure.tight_layout(rect=(0, 0.2, 1, 1))
     figure.savefig(PICTURES / "curves.png", dpi=110)
     plt.close(figure)
 
