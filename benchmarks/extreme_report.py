@@ -152,8 +152,8 @@ def curves(lines: list[Line]) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5))
     colours = plt.get_cmap("tab20")
     for place, (name, of_name) in enumerate(groups(lines, SHOWN).items()):
-        style = {"color": colours(place % colours.N), "linestyle": "--" if ", v" in name else "-", "label": name}
-        style["linewidth"] = 2.5 if "shape" in name else 1.4
+        style: dict[str, Any] = {"color": colours(place % colours.N), "label": name}
+        style |= {"linestyle": "--" if ", v" in name else "-", "linewidth": 2.5 if "shape" in name else 1.4}
         for line in of_name:
             if len(line["curve"]) > 1:
                 steps, distances = zip(*((p["step"], p["frechet_distance"]) for p in line["curve"]), strict=True)
