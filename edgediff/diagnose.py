@@ -80,7 +80,7 @@ def diagnose(run: Run, recipe: Recipe, output: Output) -> Diagnosis:
             batch_size=recipe.evaluate.batch_size,
             advance=progress.advance,
         )
-    sharp = _sharpness(loaded["teacher"], models, reference)
+    sharp = _sharpness(loaded["teacher"], models, reference, output)
     places = error_map(
         loaded["teacher"],
         loaded["student"],
@@ -138,7 +138,7 @@ def show(diagnosis: Diagnosis, output: Output) -> None:
 
 
 def _sharpness(
-    teacher: Loaded, models: Mapping[Literal["pruned", "student"], Loaded], images: Images
+    teacher: Loaded, models: Mapping[Literal["pruned", "student"], Loaded], images: Images, output: Output
 ) -> dict[Literal["pruned", "student"], Sharpness]:
     """Measure the sharpness of every model's distillation error."""
     indices = evenly(len(images), SHARPNESS_IMAGES)
@@ -159,7 +159,12 @@ def _sharpness(
 
         return loss
 
-    return {role: sharpness(model.model, [part(model, *batch) for batch in batches]) for role, model in models.items()}
+    found = {}
+    with output.progress("sharpness", len(models)) as progress:
+        for role, model in models.items():
+            found[role] = sharpness(model.model, [part(model, *batch) for batch in batches])
+            progress.advance()
+    return found
 
 
 def _draw(teacher: Loaded, student: Loaded, images: Images, folder: Path) -> ErrorPictures:
