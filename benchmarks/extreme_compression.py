@@ -51,13 +51,18 @@ LINES = RESULTS / "extreme-compression.jsonl"
 FRAME = RESULTS / "extreme-compression-frame.json"
 TEACHER = "fashion-ddpm"
 EXTREME = 0.875  # of the channels removed: 63,465 of 3,939,393 parameters stay, 1.6 %
-EXTREME_PARAMETERS = 63465
+SHAPES: dict[str, dict[str, Any]] = {  # as many parameters or fewer, but not the same share of every level's channels
+    "searched": {"params": 63465},  # by the search of `edgediff`: most of the importance kept
+    "shallow": {"widths": (16, 12, 8), "depth": {"keep": 0, "by": "evenly"}},  # by hand: every optional block removed
+}
 STEPS, BATCH, CACHE, LEARNING_RATE = 5000, 32, 32768, 8e-3
 SHORT = STEPS // 4  # where only the order of neighbours is asked for
 LARGER = (0.75, 0.5)
 LONG = STEPS * 4  # whether an order lasts
+HALF = STEPS // 2  # of larger students: a step costs more, and brings more
 RATES = (2e-3, 4e-3, 8e-3, 1.6e-2)
-IMAGES, CURVE_IMAGES, CURVE_POINTS = 1000, 500, 4  # curves of seed 0
+IMAGES, CURVE_IMAGES, CURVE_POINTS = 1000, 500, 4
+CURVED = ("main", "shape", "long")  # sets whose seed 0 has a curve of its score
 AVERAGE, SPEED = "average-{}.safetensors", "speed.json"
 CURVE_METRICS = ("frechet_distance", "kid_mean")
 DRAWN_AT_ONCE = 250  # changes speed only
@@ -89,11 +94,16 @@ class Cell:
     seed: int
     set: str = "main"  # which question it answers
     ratio: float = EXTREME  # of the first teacher's channels removed, at every level alike
-    budget: int | None = None  # instead: parameters, within which `edgediff` chooses widths and blocks
+    shape: str | None = None  # instead: a name in SHAPES
     steps: int = STEPS
     taught_by: Cell | None = None  # the student that is its teacher, where that is not the first one
     distill: dict[str, Any] = field(default_factory=dict)  # what differs from the method's own settings
     learning_rate: float = LEARNING_RATE
+
+    @property
+    def curved(self) -> bool:
+        """Whether it is scored on its way, too."""
+        return self.seed == 0 and self.set in CURVED
 
     @property
     def key(self) -> str:
@@ -101,8 +111,8 @@ class Cell:
         parts = [f"{name}={value}" for name, value in _flat(self.distill)]
         if self.ratio != EXTREME:
             parts.append(f"ratio={self.ratio}")
-        if self.budget is not None:
-            parts.append(f"budget={self.budget}")
+        if self.shape is not None:
+            parts.append(f"shape={self.shape}")
         if self.steps != STEPS:
             parts.append(f"steps={self.steps}")
         if self.learning_rate != LEARNING_RATE:
@@ -127,7 +137,7 @@ class Cell:
         values = {
             "teacher": str(self.teacher(work)),
             "data": {"name": "fashion-mnist"},
-            "prune": {"ratio": 1 - kept} if self.budget is None else {"params": self.budget},
+            "prune": {"ratio": 1 - kept} if self.shape is None else SHAPES[self.shape],
             "distill": {"training": training, "cache": cache, "initial": "fresh", **settings},
         }
         return check(values, Recipe)
@@ -167,11 +177,11 @@ def cells() -> list[Cell]:
 
 
 def shapes() -> list[Cell]:
-    """As many parameters, but not the same share of every level's channels: where they do most."""
+    """As many parameters, where they do more."""
     settings: list[Settings] = [("place", {}), ("output", {}), ("place", ANGULAR), ("none", ANGULAR)]
-    ours = [Cell("output", seed, "shape", budget=EXTREME_PARAMETERS, distill=ANGULAR) for seed in range(5)]
+    ours = [Cell("output", seed, "shape", shape=shape, distill=ANGULAR) for shape in SHAPES for seed in range(5)]
     return ours + [
-        Cell(method, seed, "shape", budget=EXTREME_PARAMETERS, distill=distill)
+        Cell(method, seed, "shape", shape="searched", distill=distill)
         for seed in (0, 1)
         for method, distill in settings
     ]
@@ -217,16 +227,20 @@ def sizes() -> list[Cell]:
 def larger(ratio: float) -> list[Cell]:
     """Students between the teacher and the extreme one, where conventional distillation is said to work."""
     settings: list[Settings] = [*((method, {}) for method in METHODS), ("output", ANGULAR), ("place", ANGULAR)]
-    return [
-        Cell(method, seed, "ratio", ratio=ratio, distill=distill) for seed in (0, 1) for method, distill in settings
-    ]
+    return [_between(method, seed, ratio, distill) for seed in (0, 1) for method, distill in settings]
+
+
+def _between(method: str, seed: int, ratio: float, distill: dict[str, Any] | None = None) -> Cell:
+    """A larger student, whose learning rate falls as its width grows (muP's rule for Adam; Yang et al. 2022)."""
+    rate = LEARNING_RATE * (1 - EXTREME) / (1 - ratio)
+    return Cell(method, seed, "ratio", ratio=ratio, steps=HALF, distill=distill or {}, learning_rate=rate)
 
 
 def smaller_teachers() -> list[Cell]:
     """The extreme student of smaller teachers, which are larger students of the first one."""
     found = []
     for ratio in (0.5, 0.75, 0.8125):
-        big = Cell("output", 0, "ratio", ratio=ratio)
+        big = _between("output", 0, ratio)
         found += [big] if ratio not in LARGER else []
         found += [Cell(method, seed, "teacher", taught_by=big) for seed in (0, 1) for method in ("output", "place")]
     return found
@@ -259,9 +273,10 @@ def tuning() -> list[Cell]:
     found += [Cell("place", 100, "tune", steps=SHORT, distill={**of, "place": {"norm": "l2"}}) for of in ({}, ANGULAR)]
     found.append(Cell("place", 100, "tune", steps=SHORT, distill=ANGULAR))
     found += [
-        Cell("output", 100, "tune", budget=EXTREME_PARAMETERS, steps=SHORT, distill=ANGULAR, learning_rate=rate)
+        Cell("output", 100, "tune", shape="searched", steps=SHORT, distill=ANGULAR, learning_rate=rate)
         for rate in RATES[1:]
     ]
+    found.append(Cell("output", 100, "tune", shape="shallow", steps=SHORT, distill=ANGULAR))
     for method in METHODS:
         if method in RIVALS:
             found += [Cell(method, 100, "tune", steps=SHORT, learning_rate=rate) for rate in RATES[1:3]]
@@ -375,7 +390,7 @@ def run_cell(bench: Bench, cell: Cell) -> None:
                 },
                 resume=True,
                 on_step=lambda record: progress.advance(note=f"loss {record.values['loss']:.4f}"),
-                snapshots=range(between, settings.steps, between) if cell.seed == 0 else (),
+                snapshots=range(between, settings.steps, between) if cell.curved else (),
                 on_snapshot=lambda step: save_file(student.model.state_dict(), folder / AVERAGE.format(step)),
             )
         write_json(folder / SPEED, {"steps_per_second": result.steps_per_second})

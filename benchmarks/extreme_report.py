@@ -28,7 +28,7 @@ LINES, PICTURES = RESULTS / "extreme-compression.jsonl", RESULTS / "extreme-comp
 FRAME = RESULTS / "extreme-compression-frame.json"
 SETS = {
     "main": "Students of 1.6 % of the parameters",
-    "shape": "As many parameters, where the budget's search puts them",
+    "shape": "As many parameters, where they do more",
     "long": "Four times as long",
     "why": "What makes the difference",
     "cache": "How many teacher targets are enough",
@@ -42,7 +42,8 @@ WORDS = {
     "student_prediction=v_prediction,timestep_weighting=angular": "v,angular",
     "student_prediction=v_prediction": "v",
     "student_prediction=sample": "x0",
-    "budget=63465": "searched shape",
+    "shape=searched": "searched shape",
+    "shape=shallow": "shallow shape",
 }
 COLUMNS = (
     ("free", "frechet_distance", "FD", 0),
