@@ -12,7 +12,7 @@ from edgediff.recipe import WIDTH_TARGETS, DistillConfig, Recipe
 from edgediff.run import Role, Run
 
 Teacher = TypeVar("Teacher")
-MADE_BY: dict[Role, str] = {"pruned": "prune", "student": "distill"}
+MADE_BY: dict[Role, str] = {"pruned": "prune --out", "student": "distill"}  # the command, up to the run
 
 
 def folder(run: Run, recipe: Recipe, role: Role) -> Path:
