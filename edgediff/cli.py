@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -434,9 +434,8 @@ def _stage(
         values = apply_overrides(pipeline.stored_recipe(run), overrides or ())
         recipe = check_recipe(values, Recipe, f"`{run.recipe}`")
         pipeline.refuse_other_recipe(run, recipe)
-        if overrides:
-            pipeline.claim(run, recipe)
-        yield run, recipe, output
+        with pipeline.claimed(run, recipe) if overrides else nullcontext():
+            yield run, recipe, output
 
 
 def _resolve(

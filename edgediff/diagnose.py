@@ -175,20 +175,23 @@ def _draw(teacher: Loaded, student: Loaded, images: Images, folder: Path) -> Err
     low, high = figures.error_range(np.stack([image.squared_error for image in found]))
     files = [f"image-{place}.png" for place in range(len(found))]
     for name, image in zip(files, found, strict=True):
-        (folder / name).write_bytes(figures.grid(_coloured(image, low, high), SHOWN_TIMESTEPS))
+        (folder / name).write_bytes(figures.grid(coloured(image, low, high), SHOWN_TIMESTEPS))
     return ErrorPictures(
         files=files, images=indices.tolist(), timesteps=timesteps.tolist(), rows=ROWS, low=low, high=high
     )
 
 
-def _coloured(image: Tiles, low: float, high: float) -> NDArray[np.uint8]:
+def coloured(image: Tiles, low: float, high: float) -> NDArray[np.uint8]:
     """Return all tiles (4·T, 3, H, W), row by row as in ROWS."""
     shown = [
         np.broadcast_to(row, (len(row), 3, *row.shape[2:]))
         for row in (image.noised, image.teacher_x0, image.student_x0)
     ]
     errors = np.stack([figures.error_colours(error, low, high) for error in image.squared_error])
-    # Errors of latents have fewer places than the images that are made of them.
-    scale = shown[0].shape[2] // errors.shape[1]
-    errors = errors.repeat(scale, axis=1).repeat(scale, axis=2)
+    # Errors of latents have fewer places than the images that are made of them: the nearest one stands for a pixel.
+    rows, columns = (
+        np.arange(pixels) * places // pixels
+        for pixels, places in zip(shown[0].shape[2:], errors.shape[1:3], strict=True)
+    )
+    errors = errors[:, rows][:, :, columns]
     return np.concatenate([*shown, errors.transpose(0, 3, 1, 2)])

@@ -144,7 +144,7 @@ def taught_batches(
     """
     config = recipe.distill
     device, scheduler = next(teachers[0].model.parameters()).device, teachers[0].scheduler
-    cached = config.cache.targets > 0
+    cached = bool(config.kd) and config.cache.targets > 0
     seed = config.cache.seed if cached else config.training.seed
     noising = Noising(images, scheduler, recipe.data, seed=seed, device=device)
     if not config.kd:

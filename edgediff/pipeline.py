@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +131,21 @@ def check_targets(run: Run, recipe: Recipe) -> None:
 def claim(run: Run, recipe: Recipe) -> None:
     """Write the resolved recipe into the run folder, every default written out."""
     write_text(run.recipe, dump(recipe))
+
+
+@contextmanager
+def claimed(run: Run, recipe: Recipe) -> Iterator[None]:
+    """Claim a run for a changed recipe, unless a stage refuses it: then the run keeps the recipe that it had."""
+    if not processes.is_main():
+        yield
+        return
+    before = run.recipe.read_text(encoding="utf-8")
+    claim(run, recipe)
+    try:
+        yield
+    except BadInputError:
+        write_text(run.recipe, before)
+        raise
 
 
 def stored_recipe(run: Run) -> dict[str, Any]:

@@ -299,6 +299,15 @@ class AssistantConfig(Config):
     steps: int | None = Field(None, gt=0)  # None: as many as the student
 
 
+def _left_open(kd: Mapping[str, float]) -> str | None:
+    """Say what these losses leave undetermined where the data have no part, if anything."""
+    if set(kd) <= set(FEATURE_LOSSES):
+        return f"nothing trains the student's last layers: kd {loss_words(kd)} looks at feature maps only"
+    if set(kd) <= {*FEATURE_LOSSES, "dist"}:
+        return f"nothing says how large predictions are: kd {loss_words(kd)} compares correlations only"
+    return None
+
+
 class DistillConfig(Config):
     """What the student learns from (LIFT/PLACE; Han et al. 2026) and how it is trained."""
 
@@ -333,11 +342,8 @@ class DistillConfig(Config):
     def _something_to_learn(self) -> Self:
         if not self.kd and not self.diffusion_weight:
             raise ValueError("nothing to learn from: kd is none and diffusion_weight is 0")
-        if not self.diffusion_weight and set(self.kd) <= set(FEATURE_LOSSES):
-            raise ValueError(
-                f"nothing trains the student's last layers: kd {loss_words(self.kd)} looks at feature maps only, and "
-                "diffusion_weight is 0; add output or place"
-            )
+        if not self.diffusion_weight and (open_end := _left_open(self.kd)):
+            raise ValueError(f"{open_end}, and diffusion_weight is 0; add output or place")
         learnable = self.place.fine_weight == "learnable" and {"place", "lift"} & set(self.kd)
         if self.timestep_weighting == "normalised" and learnable:
             raise ValueError(
@@ -459,10 +465,10 @@ class Recipe(Config):
     def _somebody_knows_what_belongs_to_a_condition(self) -> Self:
         if self.data.random_conditioning and not self.distill.kd:
             raise ValueError("data.random_conditioning needs a teacher to say what belongs to a condition: kd is none")
-        if self.data.random_conditioning == 1 and set(self.distill.kd) <= set(FEATURE_LOSSES):
+        if self.data.random_conditioning == 1 and (open_end := _left_open(self.distill.kd)):
             raise ValueError(
-                "nothing trains the student's last layers: data.random_conditioning is 1, which leaves no sample to "
-                f"the data term, and kd {loss_words(self.distill.kd)} looks at feature maps only; add output or place"
+                f"{open_end}, and data.random_conditioning is 1, which leaves no sample to the data term; add output "
+                "or place"
             )
         return self
 

@@ -153,6 +153,16 @@ def test_stages_one_by_one_over_one_folder(edgediff, small_teacher, tmp_path):
     assert code == 2 and "distill.kd" in err
 
 
+def test_a_refused_change_leaves_the_recipe_as_it_was(edgediff, small_teacher, tmp_path):
+    out = tmp_path / "run"
+    assert edgediff("prune", "--teacher", str(small_teacher), "--ratio", "0.5", "--out", str(out))[0] == 0
+    before = (out / "recipe.yaml").read_text()
+    code, _, said = edgediff("distill", str(out), "distill.teachers=[/nope]")
+    assert code == 2
+    assert "/nope" in said
+    assert (out / "recipe.yaml").read_text() == before
+
+
 def test_a_dry_run_prints_the_plan_and_writes_nothing(edgediff, small_teacher, tmp_path):
     arguments = ["compress", "--teacher", small_teacher, "--ratio", "0.5", "--out", tmp_path / "run", "--dry-run"]
     code, out, _ = edgediff(*arguments)

@@ -12,11 +12,11 @@ from torch import nn
 
 from edgediff import data, diagnostics, model_folder
 from edgediff.artifacts import read_json, verify
-from edgediff.diagnose import ROWS, SHOWN_IMAGES, SHOWN_TIMESTEPS, TIMESTEPS, diagnose
+from edgediff.diagnose import ROWS, SHOWN_IMAGES, SHOWN_TIMESTEPS, TIMESTEPS, coloured, diagnose
 from edgediff.diagnostics.by_timestep import errors_by_timestep
 from edgediff.diagnostics.held_out import HeldOut, held_out
 from edgediff.diagnostics.sharpness import RHO, sharpness
-from edgediff.diagnostics.tiles import tiles
+from edgediff.diagnostics.tiles import Tiles, tiles
 from edgediff.diffusion.parameterisation import convert
 from edgediff.errors import BadInputError, StageFailedError
 from edgediff.families.unet2d import UNet2D
@@ -229,6 +229,19 @@ def test_pictures_are_a_column_a_timestep_and_a_row_each_of_noised_both_x0_and_e
         content = (run.diagnosis / file).read_bytes()
         size = Image.open(io.BytesIO(content)).size
         assert size == (28 * SHOWN_TIMESTEPS + figures.GAP * (SHOWN_TIMESTEPS - 1), 28 * 4 + figures.GAP * 3)
+
+
+@pytest.mark.parametrize(("pixels", "places"), [(64, 64), (64, 32), (64, 48), (64, 36)])
+def test_errors_of_latents_are_shown_at_the_size_of_their_images(pixels, places):
+    """SD 2.1 at 768 pixels: images averaged down to 64, latents to 48."""
+    picture = np.zeros((2, 3, pixels, pixels), np.uint8)
+    error = np.zeros((2, places, places), np.float32)
+    error[:, -1] = 1.0  # the lowest row of places ends in the lowest row of pixels, as wide as its share
+    shown = coloured(Tiles(picture, picture, picture, error), 1e-3, 1.0)
+    assert shown.shape == (8, 3, pixels, pixels)
+    hot = (shown[6] != shown[6, :, :1, :1]).any(axis=(0, 2))
+    assert hot.nonzero()[0].tolist() == list(range(pixels - hot.sum(), pixels))
+    assert hot.sum() in (pixels // places, pixels // places + 1)
 
 
 def test_a_second_call_changes_nothing_and_another_student_is_diagnosed_again(diagnosed, recipe, tmp_path, quiet):

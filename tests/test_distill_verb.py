@@ -13,8 +13,9 @@ import pytest
 import torch
 from diffusers import DDPMPipeline
 
+from edgediff import data, model_folder
 from edgediff.artifacts import read_json, sha256, write_text
-from edgediff.distill import distill
+from edgediff.distill import distill, taught_batches
 from edgediff.distillation.objective import Distillation
 from edgediff.errors import BadInputError, StageFailedError
 from edgediff.prune import prune
@@ -107,6 +108,19 @@ def test_a_target_cache_changes_nothing_but_the_time(pruned, small_recipe, quiet
     warm = distill(pruned, recipe, quiet)
     assert (warm.cache["computed"], warm.cache["read"]) == (0, 18)
     assert sha256(pruned.student / WEIGHTS) == weights
+
+
+def test_without_a_teacher_the_seed_is_the_trainings_whatever_the_cache(pruned, small_recipe, quiet, tmp_path):
+    """Nothing is remembered then, so nothing asks for the cache's noise."""
+    positions, noise = torch.arange(4), []
+    student = model_folder.load(pruned.pruned)
+    for seed in (0, 1):
+        settings = {"kd": "none", "cache": {"targets": 8}, "training": {"seed": seed}}
+        recipe = small_recipe(distill=settings)
+        images = data.load(recipe.data, "train", shape=(1, 28, 28))
+        batches = taught_batches(student, [student], images, recipe, tmp_path, quiet.say)
+        noise.append(batches(0, positions).sample)
+    assert not torch.equal(*noise)
 
 
 def test_a_student_stays_finished_when_its_cache_is_moved(pruned, small_recipe, quiet, tmp_path):

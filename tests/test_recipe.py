@@ -113,6 +113,12 @@ def test_a_preset_reaches_a_recipe_with_every_default_written_out():
     assert check(complete, Recipe) == check({**MINIMAL, "distill": {"kd": "angular"}}, Recipe)
 
 
+@pytest.mark.parametrize("kd", ["dist", "dist,feature=2"])
+def test_correlations_alone_leave_the_scale_of_predictions_open(kd):
+    assert "compares correlations only" in message({**MINIMAL, "distill": {"kd": kd, "diffusion_weight": 0}})
+    check({**MINIMAL, "distill": {"kd": f"{kd},output", "diffusion_weight": 0}}, Recipe)
+
+
 @pytest.mark.parametrize("kd", ["feature", "attention,masked_feature=2"])
 def test_losses_of_feature_maps_do_not_train_the_last_layers(kd):
     assert "looks at feature maps only" in message({**MINIMAL, "distill": {"kd": kd, "diffusion_weight": 0}})

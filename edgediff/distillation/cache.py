@@ -26,7 +26,7 @@ from edgediff.artifacts import MANIFEST, first_file, read_object, write_json
 from edgediff.data.order import visited
 from edgediff.data.shards import CHECKSUMS, OPEN, SHARD_BYTES, Shard, checksum, refuse_another
 from edgediff.distillation.targets import LiveTeacher, Targets
-from edgediff.errors import StageFailedError
+from edgediff.errors import BadInputError, StageFailedError
 from edgediff.losses.terms import batch_sum
 from edgediff.training.batches import NoisedBatch
 
@@ -62,7 +62,8 @@ class TargetCache:
               seed: of the order in which entries are visited after the first epoch.
               identity: what an answer depends on, by name; a cache that differs in any of it is refused.
               tell: is given a sentence when the cache cannot grow.
-        Raises: BadInputError, naming what differs, for the cache of another teacher, schedule, data or precision.
+        Raises: BadInputError, naming what differs, for the cache of another teacher, schedule, data or precision, and
+                for targets that no manifest tells the teacher of.
         """
         self.live, self.folder, self.seed, self.tell = live, folder, seed, tell
         self.count = targets + targets % 2
@@ -76,6 +77,11 @@ class TargetCache:
         self._identity = {"format": str(FORMAT), "features": _worded(live.points), **identity}
         if (folder / MANIFEST).exists():
             self._join()
+        elif any(folder.glob(SHARDS)):
+            raise BadInputError(
+                f"the target cache lacks its manifest, so nobody knows whose targets these are: `{folder}`",
+                "delete the folder, or choose another with `distill.cache.folder`",
+            )
         else:
             self._describe()
 

@@ -141,6 +141,13 @@ def test_another_teachers_cache_is_refused_by_name(opened):
         opened(identity={"teacher": "x", "scheduler": "y"})
 
 
+def test_targets_without_their_manifest_are_nobodys(opened, tmp_path):
+    steps(opened()[0], 1)
+    (tmp_path / "targets" / "manifest.json").unlink()
+    with pytest.raises(BadInputError, match="lacks its manifest"):
+        opened(identity={"teacher": "x", "scheduler": "y"})
+
+
 def test_a_cache_grows_and_serves_fewer(opened):
     steps(opened()[0], 3)
     batches, teacher = opened(targets=2 * COUNT)
