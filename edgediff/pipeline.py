@@ -15,7 +15,7 @@ from edgediff.diagnose import diagnose
 from edgediff.diffusion.sampler import check_steps
 from edgediff.distill import distill, target_source
 from edgediff.distillation.cache import check_source
-from edgediff.errors import BadInputError
+from edgediff.errors import BadInputError, MissingExtraError
 from edgediff.evaluate import evaluate
 from edgediff.export import export
 from edgediff.output import Output
@@ -143,7 +143,7 @@ def claimed(run: Run, recipe: Recipe) -> Iterator[None]:
     claim(run, recipe)
     try:
         yield
-    except BadInputError:
+    except (BadInputError, MissingExtraError):
         write_text(run.recipe, before)
         raise
 

@@ -59,9 +59,9 @@ Megabytes = Annotated[float, BeforeValidator(partial(parse_quantity, units=SIZES
 
 
 class Config(BaseModel):
-    """Base of every config: closed (an unknown key is an error) and frozen."""
+    """Base of every config: closed (an unknown key is an error), frozen, and of finite numbers, as JSON has them."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class DataConfig(Config):

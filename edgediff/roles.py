@@ -12,7 +12,6 @@ from edgediff.recipe import WIDTH_TARGETS, DistillConfig, Recipe
 from edgediff.run import Role, Run
 
 Teacher = TypeVar("Teacher")
-MADE_BY: dict[Role, str] = {"pruned": "prune --out", "student": "distill"}  # the command, up to the run
 
 
 def folder(run: Run, recipe: Recipe, role: Role) -> Path:
@@ -22,9 +21,11 @@ def folder(run: Run, recipe: Recipe, role: Role) -> Path:
     """
     if role == "teacher":
         return teacher.resolve(recipe.teacher).folder
-    path = run.pruned if role == "pruned" else run.student
+    path, command = {
+        "pruned": (run.pruned, f"edgediff prune --recipe {run.recipe} --out {run.path}"),
+        "student": (run.student, f"edgediff distill {run.path}"),
+    }[role]
     if not path.is_dir():
-        command = f"edgediff {MADE_BY[role]} {run.path}"
         raise BadInputError(f"the {role} model is not there yet: `{path}`", f"run `{command}` first")
     return path
 

@@ -149,7 +149,8 @@ def test_a_finished_student_is_not_trained_again(pruned, small_recipe, quiet):
 def test_nothing_pruned_is_refused(small_recipe, tmp_path, quiet):
     with pytest.raises(BadInputError, match="the pruned model is not there yet") as caught:
         distill(Run(tmp_path / "none"), small_recipe(), quiet)
-    assert f"edgediff prune --out {tmp_path / 'none'}" in caught.value.hint
+    run = tmp_path / "none"
+    assert f"edgediff prune --recipe {run}/recipe.yaml --out {run}" in caught.value.hint
 
 
 def test_a_non_finite_loss_stops_and_rolls_back(pruned, small_recipe, quiet, monkeypatch):

@@ -113,6 +113,12 @@ def test_a_preset_reaches_a_recipe_with_every_default_written_out():
     assert check(complete, Recipe) == check({**MINIMAL, "distill": {"kd": "angular"}}, Recipe)
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), ".inf"])
+def test_numbers_are_finite(value):
+    """A manifest is JSON, which knows no other: the training would be lost when its student is written."""
+    assert "grad_clip" in message({**MINIMAL, "distill": {"training": {"grad_clip": value}}})
+
+
 @pytest.mark.parametrize("kd", ["dist", "dist,feature=2"])
 def test_correlations_alone_leave_the_scale_of_predictions_open(kd):
     assert "compares correlations only" in message({**MINIMAL, "distill": {"kd": kd, "diffusion_weight": 0}})

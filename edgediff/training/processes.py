@@ -113,12 +113,18 @@ def _waiting_room() -> torch.distributed.ProcessGroup:
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """Have the main process run the block before the others, which then find its work done. Not to be nested."""
+    """Have the main process run the block before the others, which then find its work done. Not to be nested.
+
+    All join the group before it and leave the block together: whoever is late to either would be given up on after
+    PATIENCE, however long the work of the block may take.
+    """
+    group()
     if not is_main():
         wait_for_everyone()
     yield
     if is_main():
         wait_for_everyone()
+    wait_for_everyone()
 
 
 def tells(error: EdgeDiffError) -> bool:
@@ -197,10 +203,10 @@ def naming_lost_process() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if group().num_processes == 1:
-            raise
-        from torch.distributed import DistError
+        from torch.distributed import DistError, is_initialized
 
+        if not is_initialized():
+            raise
         if not isinstance(error, DistError) and "gloo" not in str(error):
             raise
         raise StageFailedError(
