@@ -41,7 +41,7 @@ from edgediff.model_folder import Loaded
 from edgediff.output import Output
 from edgediff.prune import prune
 from edgediff.quality import Drawn, RealImages, draw, floor_row, model_row, profile, real_images
-from edgediff.recipe import EvaluateConfig, Recipe, check, loss_words
+from edgediff.recipe import FEATURE_LOSSES, EvaluateConfig, Recipe, check, loss_words
 from edgediff.run import Run
 from edgediff.training import checkpoint, log
 from edgediff.training.loop import train
@@ -275,11 +275,14 @@ def tuning() -> list[Cell]:
     ]
     found.append(Cell("output", 100, "tune", shape="shallow", steps=SHORT, distill=ANGULAR))
     for method in METHODS:
+        if method == "none":
+            continue
+        *others, weighed = method.split("+")
+        for weight in (0.01, 0.1) if weighed in FEATURE_LOSSES else (0.1, 10.0):
+            kd = {**dict.fromkeys(others, 1.0), weighed: weight}
+            found.append(Cell(method, 100, "tune", steps=SHORT, distill={"kd": kd}))
         if method in RIVALS:
             found += [Cell(method, 100, "tune", steps=SHORT, learning_rate=rate) for rate in RATES[1:3]]
-        weighed = ({"kd": dict.fromkeys(method.split("+"), weight)} for weight in (0.1, 10.0))
-        if method != "none":
-            found += [Cell(method, 100, "tune", steps=SHORT, distill=distill) for distill in weighed]
     return found
 
 

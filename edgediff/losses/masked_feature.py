@@ -31,7 +31,7 @@ def masked_feature(
         total = ((student - teacher) * counts).square().sum(1)
         return total if reduction == "sum" else total / counts.sum(1).clamp(min=1)
 
-    return over_maps(distance, student_features, teacher_features, reduction)
+    return over_maps(distance, student_features, teacher_features)
 
 
 def _ordinary(values: Tensor, threshold: float) -> Tensor:

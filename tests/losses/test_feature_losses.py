@@ -28,19 +28,19 @@ def test_one_value_a_sample_and_none_for_the_teacher(name, features):
 def test_feature_is_the_squared_error_of_all_maps(reduction, features):
     student, teacher = features()
     squares = [((s - t).numpy() ** 2).reshape(3, -1) for s, t in zip(student, teacher, strict=True)]
-    expected = sum(s.sum(1) for s in squares) if reduction == "sum" else np.mean([s.mean(1) for s in squares], axis=0)
+    expected = sum(getattr(s, reduction)(1) for s in squares)
     np.testing.assert_allclose(feature(student, teacher, reduction=reduction).numpy(), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
-def test_attention_is_the_distance_of_normalised_maps(reduction, features):
+def test_attention_adds_up_the_distances_of_normalised_maps(reduction, features):
     student, teacher = features(student_widths=(2, 3))
     expected = []
     for s, t in zip(student, teacher, strict=True):
         one, other = ((maps.numpy() ** 2).mean(1).reshape(3, -1) for maps in (s, t))
         one, other = (maps / np.sqrt((maps**2).sum(1, keepdims=True)) for maps in (one, other))
-        expected.append(((one - other) ** 2).sum(1) / (1 if reduction == "sum" else one.shape[1]))
-    expected = np.sum(expected, axis=0) if reduction == "sum" else np.mean(expected, axis=0)
+        expected.append(((one - other) ** 2).sum(1) * (one.shape[1] if reduction == "sum" else 1))
+    expected = np.sum(expected, axis=0)
     np.testing.assert_allclose(attention(student, teacher, reduction=reduction).numpy(), expected, rtol=1e-9)
 
 
@@ -48,7 +48,8 @@ def test_attention_is_blind_to_scale_and_bounded_by_orthogonal_maps():
     left, right = torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 4, 4)
     left[..., 0], right[..., 1] = 3, 0.1
     assert attention([7 * left], [left]).item() == pytest.approx(0, abs=1e-6)
-    assert attention([left], [right]).item() == pytest.approx(2, rel=1e-6)
+    assert attention([left], [right], reduction="mean").item() == pytest.approx(2, rel=1e-6)
+    assert attention([left], [right], reduction="sum").item() == pytest.approx(2 * 16, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", FEATURE)
