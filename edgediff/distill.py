@@ -14,7 +14,8 @@ from edgediff.artifacts import atomic_folder, content_hash, digest, read_json, u
 from edgediff.diffusion import schedule
 from edgediff.distillation.cache import TargetCache
 from edgediff.distillation.objective import Distillation
-from edgediff.distillation.targets import LiveTeacher, TaughtBatches, check_together, feature_points
+from edgediff.distillation.targets import LiveTeacher, TaughtBatches, feature_points, x0_threshold
+from edgediff.distillation.together import check_together, common
 from edgediff.model_folder import Loaded
 from edgediff.output import Output, number
 from edgediff.recipe import DistillConfig, Recipe, loss_words, objective_words
@@ -57,7 +58,7 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
 
     settings = recipe.distill.training
     small = starting_student(model_folder.load(source), recipe.distill)
-    check_together(*((of.sample_shape, of.scheduler) for of in (small, *teachers)))
+    check_together(*(common(of.family, of.model.config, of.scheduler, of.folder) for of in (small, *teachers)))
     batch = settings.global_batch(processes.group().num_processes)
     output.stage("distill", f"{objective_words(recipe.distill)}, {settings.steps} steps of {batch}")
     for words in processes.overruled(settled(settings, processes.device())):
@@ -150,7 +151,10 @@ def taught_batches(
     if not config.kd:
         return TaughtBatches(noising, None)
     _, *points = feature_points(config, [(of.family, of.model.config) for of in (student, *teachers)])
-    live = LiveTeacher(teachers, points)
+    types = {schedule.prediction_type(of.scheduler) for of in teachers}
+    space = config.kd_space or schedule.prediction_type(student.scheduler)
+    converted = types != {space}
+    live = LiveTeacher(teachers, points, x0_threshold(teachers[0], config), full_precision=converted)
     if not cached:
         return TaughtBatches(noising, live)
     identity = {
@@ -158,8 +162,10 @@ def taught_batches(
         "images": images.sha256,
         "told": digest([recipe.data.conditioning_dropout, recipe.data.random_conditioning]),
         "seed": str(seed),
-        "precision": settled(config.training, device).precision,
+        "precision": "fp32" if converted else settled(config.training, device).precision,
     }
+    if len(types) > 1:
+        identity["x0 threshold"] = live.threshold
     cache = TargetCache(
         live, cache_folder, targets=config.cache.targets, seed=config.training.seed, identity=identity, tell=tell
     )

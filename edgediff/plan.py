@@ -21,7 +21,8 @@ from edgediff.data import Source
 from edgediff.data.order import evenly
 from edgediff.data.splits import Split
 from edgediff.diffusion.schedule import check_student_prediction
-from edgediff.distillation.targets import check_together, feature_points, uses_features
+from edgediff.distillation.targets import feature_points, uses_features
+from edgediff.distillation.together import check_together, common
 from edgediff.encoding import latents
 from edgediff.encoding.work import latent_macs, text_macs
 from edgediff.errors import BadInputError
@@ -107,9 +108,10 @@ def check_taught(recipe: Recipe, students: Sequence[Outline]) -> None:
     """
     names = (recipe.teacher, *recipe.distill.teachers)
     own, *others = described = [_described(name) for name in names]
-    schedules = list(map(_schedule, names))
-    shapes = [family.sample_shape(config) for family, config in described]
-    check_together(*zip(shapes, schedules, strict=True))
+    folders = [None if teacher.registered(name) else teacher.resolve(name).folder for name in names]
+    schedules = [model_folder.noise_schedule(folder) if folder else None for folder in folders]
+    seen = zip(described, schedules, folders, strict=True)
+    check_together(*(common(*model, scheduler, folder) for model, scheduler, folder in seen))
     for asked in (recipe.distill.student_prediction, recipe.distill.kd_space):
         check_student_prediction(schedules[0], asked)
     if recipe.data.random_conditioning and not own[0].conditioning_names(own[1]):
@@ -120,11 +122,6 @@ def check_taught(recipe: Recipe, students: Sequence[Outline]) -> None:
     made = [(student.family, student.student_config) for student in students]
     for place, student in enumerate(made):
         feature_points(recipe.distill, [student, *roles.taught_by(recipe.distill, first, made[:place])])
-
-
-def _schedule(name: str) -> Any:
-    """Return the noise schedule of a teacher; None while it is not on this machine."""
-    return None if teacher.registered(name) else model_folder.noise_schedule(teacher.resolve(name).folder)
 
 
 def _described(name: str) -> tuple[Family, Config]:

@@ -1,16 +1,19 @@
 """Teachers in stages: chains of assistants, several teachers in turns, and what they refuse."""
 
+import shutil
 from itertools import pairwise
 
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
-from edgediff import model_folder, pipeline, roles
-from edgediff.artifacts import read_json
+from edgediff import model_folder, pipeline, roles, teacher
+from edgediff.artifacts import read_json, write_json
+from edgediff.diffusion.parameterisation import convert
 from edgediff.distill import distill
 from edgediff.distillation.targets import LiveTeacher
 from edgediff.errors import BadInputError
+from edgediff.plan import check_taught
 from edgediff.prune import prune
 from edgediff.run import Run
 from edgediff.training.batches import NoisedBatch
@@ -124,6 +127,50 @@ def test_a_teacher_of_another_noise_schedule_is_refused(small_recipe, small_teac
         distill(run, recipe, quiet)
 
 
+def test_teachers_that_are_told_something_else_are_refused_before_any_work(small_recipe):
+    """Both work on latents of one shape with one schedule, one by class labels, the other by captions."""
+    recipe = small_recipe(teacher="fashion-dit", distill={"teachers": ["fashion-mmdit"]})
+    with pytest.raises(BadInputError, match=r"told other things: encoder_hidden_states .*pooled.* and class_labels of 10"):
+        check_taught(recipe, [])
+
+
+def test_teachers_with_another_latent_space_are_refused(small_recipe, tmp_path):
+    scaled = shutil.copytree(teacher.resolve("fashion-dit").folder, tmp_path / "scaled")
+    write_json(scaled / "vae" / "config.json", {**read_json(scaled / "vae" / "config.json"), "scaling_factor": 7.0})
+    recipe = small_recipe(teacher="fashion-dit", distill={"teachers": [str(scaled)]})
+    with pytest.raises(BadInputError, match=r"different encoders.*`vae`"):
+        check_taught(recipe, [])
+
+
+def test_teachers_of_several_types_are_held_to_the_range_of_data(small_teacher, tmp_path):
+    """A v teacher that is converted at high noise, where its x0 leaves the range."""
+    loaded = model_folder.load(small_teacher)
+    model_folder.save(tmp_path / "v", loaded.model, DDPMScheduler(prediction_type="v_prediction"))
+    teachers = [model_folder.load(tmp_path / "v"), loaded]
+    sample, timestep = torch.randn(8, 1, 28, 28), torch.full((8,), 990)
+    batch = NoisedBatch(0, sample, timestep, sample, sample, {})
+    largest = {}
+    for threshold in ("none", "clip"):
+        said = LiveTeacher(teachers, [(), ()], threshold)(torch.arange(8), batch).prediction
+        x0 = convert(said, sample, timestep, loaded.scheduler, "v_prediction", "sample")
+        largest[threshold] = x0.abs().max().item()
+    assert largest["clip"] <= 1.001 < largest["none"]
+
+
+def test_what_is_converted_is_not_rounded_to_halves_first(small_teacher):
+    """Under bf16, for a student of the teacher's own type and for one of another."""
+    loaded = model_folder.load(small_teacher)
+    sample, timestep = torch.randn(4, 1, 28, 28), torch.full((4,), 999)
+    batch = NoisedBatch(0, sample, timestep, sample, sample, {})
+    exact = LiveTeacher([loaded], [()])(torch.arange(4), batch).prediction
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded, kept = (
+            LiveTeacher([loaded], [()], full_precision=full)(torch.arange(4), batch).prediction
+            for full in (False, True)
+        )
+    assert torch.equal(kept, exact) and not torch.equal(rounded, exact)
+
+
 def test_a_chain_shares_a_folder_of_targets(small_recipe, quiet, tmp_path):
     cache = {"targets": 4, "folder": str(tmp_path / "targets")}
     run, recipe = Run(tmp_path / "run"), small_recipe(prune={"ratio": 0.75}, distill={**CHAIN, "cache": cache})
@@ -131,8 +178,8 @@ def test_a_chain_shares_a_folder_of_targets(small_recipe, quiet, tmp_path):
     pipeline.teach(run, recipe, quiet)
     caches = [tmp_path / "targets", *(tmp_path / "targets" / "assistants" / place for place in "01")]
     teachers = [run.assistant(1).student, roles.folder(run, recipe, "teacher"), run.assistant(0).student]
-    for folder, teacher in zip(caches, teachers, strict=True):
-        assert read_json(folder / "manifest.json")["teacher"] == model_folder.fingerprint(teacher)
+    for folder, model in zip(caches, teachers, strict=True):
+        assert read_json(folder / "manifest.json")["teacher"] == model_folder.fingerprint(model)
 
 
 def test_the_targets_of_another_teacher_are_refused_before_any_work(small_recipe, other_teacher, quiet, tmp_path):

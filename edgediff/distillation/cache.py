@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -138,7 +139,7 @@ class TargetCache:
             self._identity["features"] = found.get("features", NO_FEATURES)
         refuse_another("target cache", self.folder, self._identity, found, HINT)
         if self._identity["features"] != asked:  # what it lacks must be computed whole
-            self.live = LiveTeacher(self.live.teachers, _points(self._identity["features"]))
+            self.live = replace(self.live, points=_points(self._identity["features"]))
 
     def _describe(self) -> None:
         """Write the manifest, unless the disk is full."""

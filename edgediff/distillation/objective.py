@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from edgediff.diffusion import schedule
 from edgediff.diffusion.noising import prediction_target
-from edgediff.diffusion.parameterisation import Threshold, convert
+from edgediff.diffusion.parameterisation import convert
 from edgediff.diffusion.weighting import timestep_weights
 from edgediff.distillation.normalisation import TimestepNormalisation
-from edgediff.distillation.targets import Targets, TaughtBatch, feature_points
+from edgediff.distillation.targets import Targets, TaughtBatch, feature_points, x0_threshold
 from edgediff.losses import LOSSES, KDTerms, diffusion
 from edgediff.losses.adapters import Adapters
 from edgediff.losses.fine_weight import LearnableFineWeight, scheduled
@@ -42,8 +42,7 @@ class Distillation(nn.Module):
         self.own = schedule.prediction_type(student.scheduler)
         self.theirs = schedule.prediction_type(teachers[0].scheduler)
         self.space = config.kd_space or self.own
-        # Latents have no range to hold them to.
-        self.threshold: Threshold = "none" if teachers[0].autoencoder else config.x0_threshold
+        self.threshold = x0_threshold(teachers[0], config)
         configs = [of.model.config for of in (student, *teachers)]
         points = feature_points(config, [(of.family, of.model.config) for of in (student, *teachers)])
         self.points = points[0]

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from edgediff.data.order import mixed
-from edgediff.diffusion.parameterisation import convert
-from edgediff.diffusion.schedule import prediction_type, same
+from edgediff.diffusion.parameterisation import Threshold, convert
+from edgediff.diffusion.schedule import prediction_type
 from edgediff.errors import BadInputError
 from edgediff.families import Config, Family
 from edgediff.losses import LOSSES
 from edgediff.model_folder import Loaded
 from edgediff.recipe import DistillConfig
 from edgediff.training.batches import NoisedBatch, Noising
-
-Shape = tuple[int, int, int]
 
 TEACHER_STREAM = 2**35  # the seed of which teacher speaks to which entry
 
@@ -49,6 +48,7 @@ class Teaching(Protocol):
         """Return the targets of the entries' noised batch."""
 
 
+@dataclass(frozen=True)
 class LiveTeacher:
     """Runs the teacher on every batch; every position is an entry of its own.
 
@@ -56,9 +56,10 @@ class LiveTeacher:
     for it once: the expected loss is the mean over all, at the cost of one.
     """
 
-    def __init__(self, teachers: Sequence[Loaded], points: Sequence[Sequence[str]]) -> None:
-        """Take at least one teacher, and of every teacher the feature points whose maps are asked for, if any."""
-        self.teachers, self.points = teachers, points
+    teachers: Sequence[Loaded]  # at least one
+    points: Sequence[Sequence[str]]  # of every teacher: the feature points whose maps are asked for, if any
+    threshold: Threshold = "none"  # of x0, where teachers of several prediction types are made one
+    full_precision: bool = False  # without autocast: a conversion may amplify the rounding of halves 157 times
 
     def entries(self, positions: Tensor) -> Tensor:
         """Return the positions themselves: no noise is ever seen twice."""
@@ -86,11 +87,14 @@ class LiveTeacher:
     def _of(self, index: int, sample: Tensor, timestep: Tensor, conditioning: Mapping[str, Tensor]) -> Targets:
         """Return what one teacher says of samples (B, C, H, W)."""
         teacher = self.teachers[index]
-        prediction, features = teacher.family.prediction_and_features(
-            teacher.model, self.points[index], sample, timestep, **conditioning
-        )
+        with torch.autocast(sample.device.type, enabled=False) if self.full_precision else nullcontext():
+            prediction, features = teacher.family.prediction_and_features(
+                teacher.model, self.points[index], sample, timestep, **conditioning
+            )
         first, own = (prediction_type(of.scheduler) for of in (self.teachers[0], teacher))
-        prediction = convert(prediction.float(), sample, timestep, teacher.scheduler, own, first)
+        prediction = convert(
+            prediction.float(), sample, timestep, teacher.scheduler, own, first, threshold=self.threshold
+        )
         return Targets(prediction, tuple(map_.float() for map_ in features))
 
 
@@ -109,23 +113,9 @@ class TaughtBatches:
         return TaughtBatch(**vars(batch), targets=self.teaching(entries, batch))
 
 
-def check_together(student: tuple[Shape, Any], *teachers: tuple[Shape, Any]) -> None:
-    """Raise BadInputError for teachers of other samples or another noise schedule than the student's.
-
-    Args: the shape (C, H, W) of everyone's samples, and the schedule; None: not known yet.
-    """
-    shape, own = student
-    for other, scheduler in teachers:
-        if other != shape:
-            raise BadInputError(
-                f"teacher and student work on other samples: {other} and {shape}",
-                "choose teachers of the size that the student was pruned from",
-            )
-        if own is not None and scheduler is not None and not same(scheduler, own):
-            raise BadInputError(
-                "teacher and student have different noise schedules, so a timestep is not the same noise to both",
-                "choose teachers that were trained with the schedule of the recipe's teacher",
-            )
+def x0_threshold(teacher: Loaded, config: DistillConfig) -> Threshold:
+    """Return what happens to a teacher's x0 where its prediction is converted; latents have no range to be held to."""
+    return "none" if teacher.autoencoder else config.x0_threshold
 
 
 def uses_features(config: DistillConfig) -> bool:
