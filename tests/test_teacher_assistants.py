@@ -130,7 +130,7 @@ def test_a_teacher_of_another_noise_schedule_is_refused(small_recipe, small_teac
 def test_teachers_that_are_told_something_else_are_refused_before_any_work(small_recipe):
     """Both work on latents of one shape with one schedule, one by class labels, the other by captions."""
     recipe = small_recipe(teacher="fashion-dit", distill={"teachers": ["fashion-mmdit"]})
-    with pytest.raises(BadInputError, match=r"told other things: encoder_hidden_states .*pooled.* and class_labels of 10"):
+    with pytest.raises(BadInputError, match=r"told other things: .*pooled.* and class_labels of 10"):
         check_taught(recipe, [])
 
 
@@ -149,12 +149,20 @@ def test_teachers_of_several_types_are_held_to_the_range_of_data(small_teacher, 
     teachers = [model_folder.load(tmp_path / "v"), loaded]
     sample, timestep = torch.randn(8, 1, 28, 28), torch.full((8,), 990)
     batch = NoisedBatch(0, sample, timestep, sample, sample, {})
-    largest = {}
-    for threshold in ("none", "clip"):
-        said = LiveTeacher(teachers, [(), ()], threshold)(torch.arange(8), batch).prediction
-        x0 = convert(said, sample, timestep, loaded.scheduler, "v_prediction", "sample")
-        largest[threshold] = x0.abs().max().item()
-    assert largest["clip"] <= 1.001 < largest["none"]
+    free, clipped = (
+        convert(
+            LiveTeacher(teachers, [(), ()], threshold)(torch.arange(8), batch).prediction,
+            sample,
+            timestep,
+            loaded.scheduler,
+            "v_prediction",
+            "sample",
+        )
+        for threshold in ("none", "clip")
+    )
+    of_eps = (free != clipped).flatten(1).any(1)
+    assert 0 < of_eps.sum() < 8
+    assert clipped[of_eps].abs().max() <= 1.001 < free[of_eps].abs().max()
 
 
 def test_what_is_converted_is_not_rounded_to_halves_first(small_teacher):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from edgediff.losses.feature import over_maps
-from edgediff.losses.terms import Reduction, matched
+from edgediff.losses.terms import Reduction, divisor, matched
 
 
 def masked_feature(
@@ -28,8 +28,8 @@ def masked_feature(
     def distance(student: Tensor, teacher: Tensor) -> Tensor:
         student, teacher = (values.flatten(1) for values in matched(student, teacher))
         counts = _ordinary(student.detach(), threshold) & _ordinary(teacher, threshold)
-        total = ((student - teacher) * counts).square().sum(1)
-        return total if reduction == "sum" else total / counts.sum(1).clamp(min=1)
+        counted = counts.sum(1).clamp(min=1) if divisor(student, reduction) > 1 else 1
+        return ((student - teacher) * counts).square().sum(1) / counted
 
     return over_maps(distance, student_features, teacher_features)
 
