@@ -112,9 +112,9 @@ def check(config: DataConfig, loaded: Loaded, output: Output) -> None:
     for split in ("train", "test"):
         found = data.load(config, split, shape=image_shape(loaded), output=output)
         if needed == CLASSES:
-            found.class_labels(torch.arange(min(1, len(found))))
+            _labels(found, loaded)
         elif needed:
-            found.captions(torch.arange(min(1, len(found))))
+            found.captions(torch.arange(len(found)))
     if config.random_captions is not None:
         if not needed or needed == CLASSES:
             raise BadInputError("data.random_captions: the teacher is told no captions", "leave it out")
@@ -153,6 +153,22 @@ def random_captions(file: str) -> list[str]:
     return found
 
 
+def _labels(found: Source, loaded: Loaded) -> ClassLabels:
+    """Return the classes of all images.
+
+    Raises: BadInputError when one is not known, or is none that the model knows.
+    """
+    told, classes = ClassLabels.of(found), loaded.family.classes(loaded.model.config)
+    strange = (told.labels < 0) | (told.labels >= classes)
+    if strange.any():
+        raise BadInputError(
+            f"the model knows classes 0 to {classes - 1}, and {int(strange.sum()):,} of {len(found):,} images of "
+            f"{found.name} are of others, such as {int(told.labels[strange][0])}",
+            "choose the data set that the model was trained with",
+        )
+    return told
+
+
 def _told(
     found: Source, split: Split, loaded: Loaded, encoded: Path, output: Output, text: LearnedText | None = None
 ) -> tuple[Conditions | None, Callable[[int], dict[str, Tensor]]]:
@@ -162,7 +178,7 @@ def _told(
     if not needed:
         return None, lambda count: {}
     if needed == CLASSES:
-        return ClassLabels.of(found), lambda count: loaded.family.unconditional(config, count)
+        return _labels(found, loaded), lambda count: loaded.family.unconditional(config, count)
     shown = found.captions(torch.arange(len(found)))
     if text is not None:
         tokens = text.tokens(shown)
