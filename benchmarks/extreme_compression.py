@@ -278,11 +278,12 @@ def tuning() -> list[Cell]:
         if method == "none":
             continue
         *others, weighed = method.split("+")
-        for weight in (0.01, 0.1) if weighed in FEATURE_LOSSES else (0.1, 10.0):
+        for weight in (0.01, 0.1, 1.0) if weighed in FEATURE_LOSSES else (0.1, 1.0, 10.0):
             kd = {**dict.fromkeys(others, 1.0), weighed: weight}
-            found.append(Cell(method, 100, "tune", steps=SHORT, distill={"kd": kd}))
+            if kd != {method: 1.0} or method in RIVALS:  # the others' rates were swept at weight 1
+                found.append(Cell(method, 100, "tune", steps=SHORT, distill={"kd": kd}))
         if method in RIVALS:
-            found += [Cell(method, 100, "tune", steps=SHORT, learning_rate=rate) for rate in RATES[1:3]]
+            found.append(Cell(method, 100, "tune", steps=SHORT, learning_rate=RATES[1]))
     return found
 
 
