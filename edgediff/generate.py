@@ -18,6 +18,7 @@ from edgediff.backends.pytorch import PyTorchDenoiser
 from edgediff.data import metadata
 from edgediff.data.images import to_bytes
 from edgediff.data.metadata import Metadata
+from edgediff.data.shards import refuse_another
 from edgediff.diffusion.denoiser import Denoiser
 from edgediff.diffusion.guidance import Guided
 from edgediff.diffusion.sampler import check_steps, sample, stepper
@@ -29,7 +30,7 @@ from edgediff.quality import clips
 from edgediff.recipe import GenerateConfig
 from edgediff.samples import decoder, image_shape
 
-IMAGES = "train"
+STAGE, IMAGES = "generate", "train"
 CHANNELS = (1, 3)  # of what an image file can hold
 
 
@@ -54,9 +55,9 @@ def generate(name: str, out: Path, config: GenerateConfig, output: Output) -> Pa
     check_steps(loaded.scheduler.config, config.num_inference_steps)
     told = asked(config, loaded, folder, output)
     settings = config.model_dump(mode="json", include={"num_inference_steps", "clip_sample", "guidance_scale"})
-    described, inputs = {"generate": settings}, _inputs(loaded, told)
+    described, inputs = {STAGE: settings}, _inputs(loaded, told)
     _refuse_other_images(out, described, inputs)
-    write_manifest(out, stage="generate", config=described, inputs=inputs)  # before the images, which it explains
+    write_manifest(out, stage=STAGE, config=described, inputs=inputs)  # before the images, which it explains
     seeds = range(config.first_seed, config.first_seed + config.num_images)
     if told:
         _describe(out / IMAGES, {_name(seed): {told.column: told.of(seed)} for seed in seeds})
@@ -83,6 +84,11 @@ def _inputs(loaded: Loaded, told: Asked | None) -> dict[str, str]:
     if loaded.autoencoder:
         inputs["autoencoder"] = parts.fingerprint(loaded.autoencoder, model_folder.STEM)
     return {**inputs, "asked": told.sha256} if told else inputs
+
+
+def _worded(config: dict[str, Any], inputs: dict[str, str]) -> dict[str, Any]:
+    """Return what images depend on, by the words for it."""
+    return {**config[STAGE], **{"classes or captions" if name == "asked" else name: of for name, of in inputs.items()}}
 
 
 def _describe(folder: Path, told: dict[str, dict[str, Any]]) -> None:
@@ -120,8 +126,10 @@ def _drawing(
 def _refuse_other_images(out: Path, config: dict[str, Any], inputs: dict[str, str]) -> None:
     if not out.exists() or not any(out.iterdir()):
         return
+    hint = "choose another folder with `--out`"
     manifest = read_object(out / "manifest.json") if (out / "manifest.json").exists() else {}
-    if (manifest.get("config"), manifest.get("inputs")) != (config, inputs):
-        raise BadInputError(
-            f"folder holds other files, or images of other settings: `{out}`", "choose another folder with `--out`"
-        )
+    if manifest.get("stage") != STAGE:
+        raise BadInputError(f"folder holds other files: `{out}`", hint)
+    refuse_another(
+        "folder of images", out, _worded(config, inputs), _worded(manifest["config"], manifest["inputs"]), hint
+    )

@@ -79,7 +79,7 @@ def test_an_interrupted_folder_is_completed(small_teacher, quiet, tmp_path):
 
 def test_other_settings_need_another_folder(small_teacher, quiet, tmp_path):
     out = generate(str(small_teacher), tmp_path / "images", CONFIG, quiet)
-    with pytest.raises(BadInputError, match="images of other settings"):
+    with pytest.raises(BadInputError, match="made with another num_inference_steps"):
         generate(str(small_teacher), out, CONFIG.model_copy(update={"num_inference_steps": 4}), quiet)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("")
@@ -160,7 +160,7 @@ def test_an_interrupted_folder_of_a_conditional_teacher_is_completed(tmp_path, q
     assert [file.name for file in files(out)] == list(table(out)) == [f"{seed:08}.png" for seed in range(12)]
     assert [row["label"] for row in table(out).values()] == [seed % 10 for seed in range(12)]
     assert all((out / "train" / name).read_bytes() == content for name, content in before.items())
-    with pytest.raises(BadInputError, match="images of other settings"):
+    with pytest.raises(BadInputError, match="made with another classes or captions"):
         generate("fashion-dit", out, few.model_copy(update={"classes": (1,)}), quiet)
 
 

@@ -69,7 +69,7 @@ def save(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
         save_file({**inside, CHECKSUMS: np.array(checksums, np.uint32).T.copy()}, temporary)
 
 
-def refuse_another(what: str, folder: Path, wanted: Mapping[str, str], found: Mapping[str, str], hint: str) -> None:
+def refuse_another(what: str, folder: Path, wanted: Mapping[str, Any], found: Mapping[str, Any], hint: str) -> None:
     """Refuse what was made from other things than `wanted`, by name.
 
     Raises: BadInputError that names what differs.
