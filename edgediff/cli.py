@@ -16,7 +16,7 @@ from edgediff.errors import BadInputError, EdgeDiffError, InterruptedStageError
 if TYPE_CHECKING:
     from edgediff.output import Output
     from edgediff.recipe import Recipe
-    from edgediff.results import Search
+    from edgediff.results import Plan, Search
     from edgediff.run import Run
 
 app = typer.Typer(
@@ -105,7 +105,7 @@ def compress(
         targets = _targets(ratio, params, macs, latency, memory, device)
         resolved = _resolve(recipe, teacher, targets, changes, kd)
         if dry_run:
-            _show_plan(resolved, output, Run(out))
+            _show_plan(pipeline.foresee(Run(out), resolved, output), resolved, output)
             return
         report = pipeline.compress(Run(out), resolved, output, resume=resume)
         if report is not None:
@@ -499,10 +499,7 @@ def _with_trt(overrides: list[str] | None, trt: bool) -> list[str] | None:
     return [f"build.backends=[{', '.join(builders)}]", *(overrides or [])]
 
 
-def _show_plan(recipe: Recipe, output: Output, run: Run) -> None:
-    from edgediff.plan import plan
-
-    found = plan(recipe, run.profile)
+def _show_plan(found: Plan, recipe: Recipe, output: Output) -> None:
     widths = [", ".join(map(str, value.values())) for value in (found.widths_before, found.widths_after)]
     output.table(
         f"plan: {found.teacher}",

@@ -19,12 +19,12 @@ from edgediff.errors import BadInputError, MissingExtraError
 from edgediff.evaluate import evaluate
 from edgediff.export import export
 from edgediff.output import Output
-from edgediff.plan import outlines
+from edgediff.plan import outlines, plan
 from edgediff.profile import profile
 from edgediff.prune import prune
 from edgediff.recipe import Recipe, check, differences, dump, read_yaml
 from edgediff.report import report
-from edgediff.results import Report, TrainingSummary
+from edgediff.results import Plan, Report, TrainingSummary
 from edgediff.run import ROLES, Run
 from edgediff.training import checkpoint, processes
 from edgediff.training.facts import ADJUSTABLE
@@ -71,20 +71,45 @@ def prepare(run: Run, recipe: Recipe, output: Output) -> None:
 
     A latency or memory budget without a device's profile takes minutes here, once: this machine is measured first.
 
-    Raises: BadInputError for an unknown teacher or data set, a pruning target out of reach, or a run folder that holds
-    another recipe's artefacts; MissingExtraError for a builder that is not installed.
+    Raises: what `check_ahead` raises; BadInputError for a pruning target out of reach.
     """
-    loaded = model_folder.load(teacher.resolve(recipe.teacher).folder)
-    check_steps(loaded.scheduler.config, recipe.evaluate.num_inference_steps)
-    samples.check(recipe.data, loaded, output)
-    check_buildable(recipe)
-    check_trackers(recipe.distill.training.trackers)
-    refuse_other_recipe(run, recipe)
+    for name in (recipe.teacher, *recipe.distill.teachers):
+        teacher.resolve(name)  # fetched where it is only registered, so that it is looked at too
+    check_ahead(run, recipe, output)
     if recipe.prune.needs_profile and recipe.prune.device is None:
         profile(recipe.teacher, run.profile, recipe.benchmark.threads, output)
     outlines(recipe, run.profile)
-    check_targets(run, recipe)
     claim(run, recipe)
+
+
+def foresee(run: Run, recipe: Recipe, output: Output) -> Plan:
+    """Return what `compress` would do, after what it checks before any work; nothing is written.
+
+    Raises: what `compress` raises before any work.
+    """
+    with processes.main_first():
+        check_precision(recipe.distill.training.precision, processes.device())
+        check_ahead(run, recipe, output)
+        return plan(recipe, run.profile)
+
+
+def check_ahead(run: Run, recipe: Recipe, output: Output) -> None:
+    """Find out whether data, run folder, target cache and this machine serve the recipe; nothing is written.
+
+    Nothing is fetched either: a registered teacher that is not on this machine is not held against the data, nor
+    against a target cache.
+
+    Raises: BadInputError for an unknown teacher, data that is unknown or does not fit it, or a run folder or a target
+    cache that holds another recipe's; MissingExtraError for a builder that is not installed.
+    """
+    if teacher.registered(recipe.teacher) is None:
+        loaded = model_folder.load(teacher.resolve(recipe.teacher).folder)
+        check_steps(loaded.scheduler.config, recipe.evaluate.num_inference_steps)
+        samples.check(recipe.data, loaded, output)
+    check_buildable(recipe)
+    check_trackers(recipe.distill.training.trackers)
+    refuse_other_recipe(run, recipe)
+    check_targets(run, recipe)
 
 
 def refuse_other_recipe(run: Run, recipe: Recipe) -> None:
@@ -122,7 +147,8 @@ def check_targets(run: Run, recipe: Recipe) -> None:
     Raises: BadInputError naming what differs.
     """
     settings = recipe.distill
-    if settings.kd and settings.cache.targets and not settings.assistants:
+    absent = any(map(teacher.registered, settings.teachers or (recipe.teacher,)))
+    if settings.kd and settings.cache.targets and not settings.assistants and not absent:
         folders = roles.teaching(run, recipe)
         source = target_source(list(map(model_folder.fingerprint, folders)), model_folder.noise_schedule(folders[0]))
         check_source(Path(settings.cache.folder or run.targets), source)

@@ -210,24 +210,21 @@ def _encode_plans(recipe: Recipe, what: Outline, seconds_a_mac: float) -> list[S
     shape = image_shape = what.family.sample_shape(what.teacher_config)
     macs, size, parts = 0.0, 0.0, []
     of_latents = model_folder.autoencoder(folder) is not None
-    try:
-        if of_latents:
-            image_shape = latents.image_shape(folder, shape)
-        splits = [data.load(recipe.data, split, shape=image_shape, output=QUIET) for split in SPLITS]
-        if of_latents:
-            count = sum(map(len, splits))
-            parts.append(f"latents of {count:,} images")
-            macs += count * latent_macs(folder, image_shape)
-            size += count * 2 * math.prod(shape) * HALF_BYTES  # mean and standard deviation
-        if "encoder_hidden_states" in inputs:
-            captions = round(sum(map(_different_captions, splits)))
-            if recipe.data.random_captions is not None:
-                captions += len(set(random_captions(recipe.data.random_captions)))
-            parts.append(f"embeddings of about {captions:,} captions")
-            macs += captions * text_macs(folder, inputs["encoder_hidden_states"].shape[1])
-            size += captions * inputs["encoder_hidden_states"].numel() * HALF_BYTES
-    except BadInputError as error:
-        return [StagePlan(stage="encode", seconds=0.0, what=f"not counted: {error.message}")]
+    if of_latents:
+        image_shape = latents.image_shape(folder, shape)
+    splits = [data.load(recipe.data, split, shape=image_shape, output=QUIET) for split in SPLITS]
+    if of_latents:
+        count = sum(map(len, splits))
+        parts.append(f"latents of {count:,} images")
+        macs += count * latent_macs(folder, image_shape)
+        size += count * 2 * math.prod(shape) * HALF_BYTES  # mean and standard deviation
+    if "encoder_hidden_states" in inputs:
+        captions = round(sum(map(_different_captions, splits)))
+        if recipe.data.random_captions is not None:
+            captions += len(set(random_captions(recipe.data.random_captions)))
+        parts.append(f"embeddings of about {captions:,} captions")
+        macs += captions * text_macs(folder, inputs["encoder_hidden_states"].shape[1])
+        size += captions * inputs["encoder_hidden_states"].numel() * HALF_BYTES
     if not parts:
         return []
     words = f"{' and '.join(parts)}, {size / 2**20:,.0f} MiB on disk"

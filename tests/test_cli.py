@@ -11,6 +11,7 @@ import time
 import pytest
 import yaml
 
+from edgediff.artifacts import write_json
 from edgediff.run import Run
 
 
@@ -72,12 +73,13 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "plan"])
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_one_sentence_with_a_hint_before_any_work(name, edgediff, small_teacher, tmp_path):
+def test_bad_input_is_one_sentence_with_a_hint_before_any_work(name, dry, edgediff, small_teacher, tmp_path):
     arguments, parts = BAD[name]
     teacher = [] if "--teacher" in arguments else ["--teacher", small_teacher]
     target = [] if {"--ratio", "--params"} & set(arguments) else ["--ratio", "0.5"]
-    code, out, err = edgediff("compress", "--out", tmp_path / "run", *teacher, *target, *arguments)
+    code, out, err = edgediff("compress", "--out", tmp_path / "run", *teacher, *target, *arguments, *dry)
     assert code == 2
     assert err.startswith("error: ") and out == ""
     for part in parts:
@@ -176,14 +178,35 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(edgediff, small_teacher, t
     assert not (tmp_path / "run").exists()
 
 
+def contents(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_dry_run_refuses_the_folder_of_another_run_and_leaves_it_alone(edgediff, small_teacher, tmp_path):
+    run = tmp_path / "run"
+    assert edgediff("prune", "--teacher", small_teacher, "--ratio", "0.5", "--out", run)[0] == 0
+    before = contents(run)
+    plan = ["compress", "--teacher", small_teacher, "--out", run, "--dry-run", "--ratio"]
+    code, _, err = edgediff(*plan, "0.25")
+    assert code == 2 and "another recipe's run" in err
+    assert edgediff(*plan, "0.5", "evaluate.num_images=8")[0] == 0
+    assert contents(run) == before
+
+
+def test_a_dry_run_refuses_the_targets_of_another_teacher(edgediff, small_teacher, tmp_path):
+    targets = tmp_path / "targets"
+    write_json(targets / "manifest.json", {"teacher": "another's", "scheduler": "another"})
+    plan = ["compress", "--teacher", small_teacher, "--ratio", "0.5", "--out", tmp_path / "run", "--dry-run"]
+    code, _, err = edgediff(*plan, "--cache-targets", "8", f"distill.cache.folder={targets}")
+    assert code == 2 and "the target cache was made with another scheduler, teacher" in err
+
+
 def test_errors_are_data_for_machines(edgediff, tmp_path):
     code, out, _ = edgediff("compress", "--teacher", "nobody", "--ratio", "0.5", "--out", tmp_path / "run", "--json")
     assert code == 2 and json.loads(out)["error"] == "unknown teacher: nobody"
 
 
 def test_check_has_an_exit_code_for_every_outcome(edgediff, a_report, tmp_path):
-    from edgediff.artifacts import write_json
-
     report, baseline = tmp_path / "report.json", tmp_path / "baseline.json"
     value = a_report.model_dump(mode="json")
     write_json(report, value)

@@ -1,12 +1,16 @@
 """The verb `plan`: every stage of a run is named, with what makes it long."""
 
 import pytest
+from small_unet import SMALL_UNET
 
+from edgediff import pipeline, registry
 from edgediff import plan as plans
 from edgediff.errors import BadInputError
 from edgediff.metrics.cost import model_cost
 from edgediff.plan import plan
 from edgediff.recipe import Recipe, check
+from edgediff.registry import hub
+from edgediff.run import Run
 
 PACKAGED = {"name": "fashion-mnist-20k"}  # 20,000 images to train on, 10,000 to test with
 
@@ -25,9 +29,17 @@ def test_a_model_told_captions_in_latents_is_encoded_guided_and_diagnosed():
     assert stages["diagnose"].seconds > 0
 
 
-def test_what_is_not_there_is_said_not_to_be_counted():
-    stages = planned(teacher="fashion-dit", data={"name": "nowhere"})
-    assert stages["encode"].what == "not counted: unknown data: nowhere" and stages["encode"].seconds == 0
+def test_a_teacher_that_is_not_here_is_planned_from_what_is_known_of_it(quiet, monkeypatch, tmp_path):
+    """Nothing is fetched for it: neither data nor targets are held against it."""
+    entry = registry.entry("ddpm-cifar10").model_copy(update={"config": SMALL_UNET})
+    monkeypatch.setattr(registry, "entry", lambda name: entry)
+    monkeypatch.setattr(hub, "cached", lambda repositories: None)
+    monkeypatch.setattr(hub, "fetch", lambda repositories: pytest.fail("a plan fetches nothing"))
+    values = {"teacher": "ddpm-cifar10", "data": {"name": "nowhere"}, "distill": {"cache": {"targets": 8}}}
+    recipe = check({**values, "prune": {"ratio": 0.5}}, Recipe)
+    stages = {stage.stage: stage for stage in pipeline.foresee(Run(tmp_path / "run"), recipe, quiet).stages}
+    assert stages["encode"].what == "not counted: the teacher is not on this machine"
+    assert stages["distill"].seconds > 0
 
 
 def test_learned_depth_and_assistants_are_counted():
