@@ -21,6 +21,7 @@ from edgediff.data import Source
 from edgediff.data.order import evenly
 from edgediff.data.splits import Split
 from edgediff.diffusion.schedule import check_student_prediction
+from edgediff.distillation.cache import HALF_BYTES, disk_bytes
 from edgediff.distillation.targets import feature_points, uses_features
 from edgediff.distillation.together import check_together, common
 from edgediff.encoding import latents
@@ -30,7 +31,7 @@ from edgediff.families import Config, Family, Widths
 from edgediff.metrics.cost import model_cost, parameter_bytes
 from edgediff.output import QUIET
 from edgediff.pruning import check_learnable, foreseen_cut, forwards, widths_for_ratio, widths_in_order
-from edgediff.recipe import EvaluateConfig, PruneConfig, Recipe, objective_words
+from edgediff.recipe import DistillConfig, EvaluateConfig, PruneConfig, Recipe, objective_words
 from edgediff.results import Plan, Search, StagePlan
 from edgediff.samples import random_captions
 
@@ -44,9 +45,10 @@ ENGINE_SECONDS = 10.0
 FEATURE_SECONDS = 0.003
 REFERENCE_IMAGES = 10_000
 PROCESS_SECONDS = 6.0
-HALF_BYTES = 2
 CAPTIONS_READ = 1000
 SPLITS: tuple[Split, ...] = ("train", "test")
+
+Model = tuple[Family, Config]
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def check_taught(recipe: Recipe, students: Sequence[Outline]) -> None:
         feature_points(recipe.distill, [student, *roles.taught_by(recipe.distill, first, made[:place])])
 
 
-def _described(name: str) -> tuple[Family, Config]:
+def _described(name: str) -> Model:
     """Return the family of a teacher, and its config with every default written out."""
     absent = teacher.registered(name)
     if absent is not None:
@@ -156,7 +158,7 @@ def plan(recipe: Recipe, measured: Path | None = None) -> Plan:
 
     One forward of teacher and student is timed here, at a small batch; everything else is counted from it.
     """
-    *assistants, what = outlines(recipe, measured)
+    *_, what = students = outlines(recipe, measured)
     models = {
         "teacher": what.family.build(what.teacher_config).eval(),
         "student": what.family.build(what.student_config).eval(),
@@ -170,7 +172,7 @@ def plan(recipe: Recipe, measured: Path | None = None) -> Plan:
     stages = [
         *_encode_plans(recipe, what, seconds["teacher"] / cost.macs),
         _prune_plan(recipe.prune, what, seconds["teacher"]),
-        *_distill_plans(recipe, assistants, seconds["student"], seconds["teacher"] / cost.macs),
+        *_distill_plans(recipe, students, seconds["student"], seconds["teacher"] / cost.macs),
         StagePlan(
             stage="export", seconds=3 * modules * EXPORT_SECONDS_A_MODULE, what="ONNX of teacher, pruned, student"
         ),
@@ -237,36 +239,57 @@ def _different_captions(images: Source) -> float:
 
 
 def _distill_plans(
-    recipe: Recipe, assistants: Sequence[Outline], student: float, seconds_a_mac: float
+    recipe: Recipe, students: Sequence[Outline], forward: float, seconds_a_mac: float
 ) -> list[StagePlan]:
     """Return the trainings of the teacher assistants and of the student, each with those who teach it.
 
-    Args: student: its forward in seconds an image; everyone else's takes as long as its MACs say.
+    Args: students: the assistants, then the student.
+          forward: the student's in seconds an image; everyone else's takes as long as its MACs say.
     """
-    first = [
-        seconds_a_mac * model_cost(*_described(name)).macs for name in recipe.distill.teachers or (recipe.teacher,)
-    ]
+    first = [_described(name) for name in recipe.distill.teachers or (recipe.teacher,)]
+    *assistants, student = [(what.family, what.student_config) for what in students]
     found: list[StagePlan] = []
-    made: list[float] = []
-    for what, of_assistant in zip(assistants, roles.assistant_recipes(recipe), strict=True):
-        forward = seconds_a_mac * model_cost(what.family, what.student_config).macs
-        teachers = roles.taught_by(recipe.distill, first, made)
-        found.append(_distill_plan("assistant", of_assistant, forward, fmean(teachers)))
-        made.append(forward)
-    return [*found, _distill_plan("distill", recipe, student, fmean(roles.taught_by(recipe.distill, first, made)))]
+    for place, of_assistant in enumerate(roles.assistant_recipes(recipe)):
+        cost = model_cost(*assistants[place])
+        chain = [assistants[place], *roles.taught_by(recipe.distill, first, assistants[:place])]
+        planned = _distill_plan("assistant", of_assistant, chain, seconds_a_mac * cost.macs, seconds_a_mac)
+        size = f"ratio {of_assistant.prune.ratio:g}, {cost.params:,} parameters"
+        found.append(planned.model_copy(update={"what": f"{size}: {planned.what}"}))
+    chain = [student, *roles.taught_by(recipe.distill, first, assistants)]
+    return [*found, _distill_plan("distill", recipe, chain, forward, seconds_a_mac)]
 
 
-def _distill_plan(stage: str, recipe: Recipe, student: float, taught: float) -> StagePlan:
-    """Return a training; `student` and `taught` are forwards of the student and its teachers, in seconds an image."""
-    training, cached = recipe.distill.training, recipe.distill.cache.targets
+def _distill_plan(
+    stage: str, recipe: Recipe, models: Sequence[Model], forward: float, seconds_a_mac: float
+) -> StagePlan:
+    """Return a training.
+
+    Args: models: who learns, then its teachers.
+          forward: of who learns, in seconds an image.
+    """
+    training = recipe.distill.training
+    cached = recipe.distill.cache.targets if recipe.distill.kd else 0
     images = training.steps * training.global_batch()
     answers = 0 if not recipe.distill.kd else min(images, cached) if cached else images
+    what = (
+        f"{objective_words(recipe.distill)}, {training.steps} steps of {training.global_batch()}, {training.precision}"
+    )
+    if cached:
+        what += f"; {answers:,} teacher targets kept, {_targets_mib(recipe.distill, models, images):,.0f} MiB on disk"
     return StagePlan(
         stage=stage,
-        seconds=images * (1 + BACKWARD) * student + answers * taught,
-        what=f"{objective_words(recipe.distill)}, {training.steps} steps of {training.global_batch()}, "
-        f"{training.precision}",
+        seconds=images * (1 + BACKWARD) * forward
+        + answers * seconds_a_mac * fmean(model_cost(*teaching).macs for teaching in models[1:]),
+        what=what,
     )
+
+
+def _targets_mib(config: DistillConfig, models: Sequence[Model], images: int) -> float:
+    """Return what a training's cached targets take on disk; `models`: who learns, then its teachers."""
+    _, (family, described), *_ = models
+    _, points, *_ = feature_points(config, models)
+    shapes = (family.sample_shape(described), *(family.feature_shapes(described, points) if points else ()))
+    return disk_bytes(config.cache.targets, images, shapes) / 2**20
 
 
 def _evaluate_plan(settings: EvaluateConfig, what: Outline, all_roles: float) -> StagePlan:

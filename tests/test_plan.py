@@ -50,7 +50,7 @@ def test_learned_depth_and_assistants_are_counted():
         distill={"assistants": [{"ratio": 0.5, "steps": 1000}], "training": {"steps": 2000}},
     )
     assert "depth, by tinyfusion, learned in 500 steps of 8" in stages["prune"].what
-    assert stages["assistant"].what.startswith("kd place, 1000 steps of 64")
+    assert "kd place, 1000 steps of 64" in stages["assistant"].what
     assert 0 < stages["assistant"].seconds < stages["distill"].seconds
 
 
@@ -64,9 +64,8 @@ def distillations(**distill):
         },
         Recipe,
     )
-    *assistants, _ = plans.outlines(recipe)
     teacher = model_cost(*plans._described("fashion-ddpm")).macs
-    return [stage.seconds for stage in plans._distill_plans(recipe, assistants, 2.0, 60.0 / teacher)]
+    return [stage.seconds for stage in plans._distill_plans(recipe, plans.outlines(recipe), 2.0, 60.0 / teacher)]
 
 
 def test_a_cached_teacher_answers_once():
@@ -74,6 +73,31 @@ def test_a_cached_teacher_answers_once():
     assert distillations(cache={"targets": 20}) == [pytest.approx(100 * 3 * 2 + 20 * 60)]
     assert distillations(cache={"targets": 2000}) == distillations()
     assert distillations(kd="none") == [pytest.approx(100 * 3 * 2)]
+
+
+def test_a_plan_says_what_targets_take_on_disk(small_teacher):
+    """One of 28x28 takes 1,568 bytes, and shards are whole: two of 42,799 targets where 65,536 are kept."""
+
+    def words(targets, **changes):
+        distill = {"training": {"steps": 2000, "batch_size": 64}, "cache": {"targets": targets}, **changes}
+        return planned(teacher=str(small_teacher), distill=distill)["distill"].what
+
+    assert words(32768).endswith("; 32,768 teacher targets kept, 49 MiB on disk")
+    assert words(65536).endswith("; 65,536 teacher targets kept, 128 MiB on disk")
+    assert words(10**6).endswith("; 128,000 teacher targets kept, 192 MiB on disk")  # as many as there are samples
+    assert "kept" not in words(0) and "kept" not in words(32768, kd="none")
+    # With the maps of the small teacher's feature points, (16, 14, 14), (32, 14, 14) twice, (32, 28, 28), (16, 28, 28).
+    size = 2 * (28 * 28 + (16 + 32 + 32) * 14 * 14 + (32 + 16) * 28 * 28)
+    assert words(600, kd="output,feature").endswith(f"600 teacher targets kept, {600 * size / 2**20:.0f} MiB on disk")
+
+
+def test_assistants_are_told_apart_by_their_size():
+    recipe = {"teacher": "fashion-ddpm", "data": PACKAGED, "prune": {"ratio": 0.75}}
+    found = plan(check({**recipe, "distill": {"assistants": [{"ratio": 0.25}, {"ratio": 0.5}]}}, Recipe)).stages
+    first, second = (stage.what for stage in found if stage.stage == "assistant")
+    sizes = [plan(check({**recipe, "prune": {"ratio": ratio}}, Recipe)).after.params for ratio in (0.25, 0.5)]
+    assert first.startswith(f"ratio 0.25, {sizes[0]:,} parameters: kd place")
+    assert second.startswith(f"ratio 0.5, {sizes[1]:,} parameters: kd place")
 
 
 def test_an_assistant_s_student_is_taught_by_it_alone_or_by_all():

@@ -11,9 +11,10 @@ match its own (never written, torn by a crash, damaged) is computed again.
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -32,7 +33,7 @@ from edgediff.losses.terms import batch_sum
 from edgediff.training.batches import NoisedBatch
 
 FORMAT = 1
-LARGEST_HALF = 65504.0
+LARGEST_HALF, HALF_BYTES = 65504.0, 2
 NO_FEATURES = "no"
 HINT = "give another folder with `distill.cache.folder=`, or delete this one"
 SHARDS = "shard-*.safetensors"
@@ -181,7 +182,7 @@ class TargetCache:
             if found is not None:
                 self._entries_a_shard = found.entries
             elif row is not None:
-                self._entries_a_shard = max(1, min(self.count, SHARD_BYTES // sum(maps.nbytes for maps in row)))
+                self._entries_a_shard = _entries_a_shard(self.count, sum(maps.nbytes for maps in row))
             else:
                 return None
         index = number // self._entries_a_shard
@@ -214,6 +215,20 @@ class TargetCache:
         if self._growing:
             self.tell(f"the target cache cannot grow, training goes on without it: {error}")
         self._growing = False
+
+
+def disk_bytes(entries: int, visited: int, shapes: Iterable[Sequence[int]]) -> int:
+    """Return what a cache of so many entries takes on disk once so many were visited, of maps of these shapes.
+
+    Shards are made whole, so it may be more than its entries are.
+    """
+    size = HALF_BYTES * sum(map(math.prod, shapes))
+    a_shard = _entries_a_shard(entries, size)
+    return math.ceil(min(entries, visited) / a_shard) * a_shard * size
+
+
+def _entries_a_shard(entries: int, size: int) -> int:
+    return max(1, min(entries, SHARD_BYTES // size))
 
 
 def check_source(folder: Path, source: dict[str, str]) -> None:

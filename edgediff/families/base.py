@@ -180,13 +180,17 @@ class Family(ABC):
         """Return the map (B, C_i, H_i, W_i) in what a feature point put out for the model's sample (B, C, H, W)."""
         return output[0] if isinstance(output, tuple) else output  # blocks return skips too
 
-    def feature_widths(self, config: Config, points: Sequence[str]) -> tuple[int, ...]:
-        """Return the channels of the maps at these feature points, found on the meta device."""
+    def feature_shapes(self, config: Config, points: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """Return (C_i, H_i, W_i) of the maps at these feature points, found on the meta device."""
         with torch.no_grad():
             _, features = self.prediction_and_features(
                 self.build(config, "meta").eval(), points, **self.example_inputs(config, device="meta")
             )
-        return tuple(map_.shape[1] for map_ in features)
+        return tuple(tuple(map_.shape[1:]) for map_ in features)
+
+    def feature_widths(self, config: Config, points: Sequence[str]) -> tuple[int, ...]:
+        """Return the channels of the maps at these feature points."""
+        return tuple(channels for channels, *_ in self.feature_shapes(config, points))
 
     def prediction_and_features(
         self, model: torch.nn.Module, points: Sequence[str], sample: Tensor, timestep: Tensor, **conditioning: Tensor

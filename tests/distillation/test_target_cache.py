@@ -9,6 +9,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from edgediff import data, model_folder
+from edgediff.distillation import cache
 from edgediff.distillation.cache import TargetCache
 from edgediff.distillation.targets import LiveTeacher, TaughtBatches
 from edgediff.errors import BadInputError
@@ -48,9 +49,9 @@ def opened(loaded, images, tmp_path):
         live = CountingTeacher([loaded], [POINTS if features else ()])
         tell = (lambda text: None) if said is None else said.append
         settings = {"targets": COUNT, "seed": 3, "identity": IDENTITY, "tell": tell, **changes}
-        cache = TargetCache(live, folder, **settings)
+        teaching = TargetCache(live, folder, **settings)
         noising = Noising(images, DDPMScheduler(), DataConfig(), seed=0, device=torch.device("cpu"))
-        return TaughtBatches(noising, cache), live
+        return TaughtBatches(noising, teaching), live
 
     return open_cache
 
@@ -110,6 +111,16 @@ def test_features_are_kept_too(opened, loaded):
     assert [tuple(map_.shape) for map_ in batch.targets.features] == [tuple(map_.shape) for map_ in expected]
     for found, wanted in zip(batch.targets.features, expected, strict=True):
         torch.testing.assert_close(found, wanted, atol=1e-2, rtol=1e-3)
+
+
+@pytest.mark.parametrize("visited", [8, COUNT, 2 * COUNT])
+def test_what_it_takes_on_disk_is_known_before(visited, opened, loaded, monkeypatch):
+    monkeypatch.setattr(cache, "SHARD_BYTES", 500_000)  # six entries
+    batches, _ = opened(features=True)
+    steps(batches, visited // BATCH)
+    shapes = [(1, 28, 28), *loaded.family.feature_shapes(loaded.model.config, POINTS)]
+    # Beside the entries are their checksums and a header.
+    assert batches.teaching.report()["bytes"] == pytest.approx(cache.disk_bytes(COUNT, visited, shapes), rel=0.01)
 
 
 def test_a_cache_with_features_serves_predictions_but_not_the_other_way_round(opened, tmp_path):
