@@ -23,13 +23,17 @@ SUFFIXES = {"k": 1_000, "m": 1_000_000, "g": 1_000_000_000}
 
 
 def parse_count(value: Any) -> Any:
-    """Read `250k`, `1.5M` or `2G` as a number (decimal multiples); anything else is left to the type's own check."""
-    if isinstance(value, str) and value[-1:].lower() in SUFFIXES:
-        try:
-            return round(float(value[:-1]) * SUFFIXES[value[-1].lower()])
-        except ValueError:
-            return value
-    return value
+    """Read `250k`, `1.5M` or `2G` as a number (decimal multiples); what is no text is left to the type's own check.
+
+    Raises: ValueError for text that is no such number.
+    """
+    if not isinstance(value, str):
+        return value
+    multiple = SUFFIXES.get(value[-1:].lower())
+    try:
+        return round(float(value[:-1]) * multiple) if multiple else int(value)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"needs a number such as 250000, 250k or 1.5M: {value}") from error
 
 
 PRINTED = r"^\d+(\.\d+)?[kMG]$"  # a count as papers print it
@@ -227,15 +231,18 @@ KD_SETTINGS: dict[str, dict[str, str]] = {  # what a preset sets beside its loss
 def parse_losses(value: Any) -> Any:
     """Read distillation losses as name → weight: `place`, `output,feature=0.1`, a list of such, a preset, a mapping.
 
-    Raises: ValueError for an unknown name, with the nearest one, for a name given twice, and for a weight that is no
-    positive number.
+    Raises: ValueError for an unknown name, with the nearest one, for a name given twice, for `none` beside others, and
+    for a weight that is no positive number.
     """
     if isinstance(value, str):
         value = value.split(",")
     if isinstance(value, list | tuple):
         losses: dict[str, Any] = {}
-        for part in value:
-            name, given, weight = str(part).strip().partition("=")
+        parts = [str(part).strip() for part in value]
+        if "none" in parts and len(parts) > 1:
+            raise ValueError(f"none is no loss beside others, leave it or them out: {','.join(parts)}")
+        for part in parts:
+            name, given, weight = part.partition("=")
             found = KD_PRESETS[name] if name in KD_PRESETS and not given else {name: weight if given else 1.0}
             for twice in losses.keys() & found.keys():
                 raise ValueError(f"{twice} is given twice")
@@ -337,6 +344,18 @@ class DistillConfig(Config):
                 if values.get(name) in (None, cls.model_fields[name].default):
                     values = {**values, name: value}
         return values
+
+    @model_validator(mode="after")
+    def _teachers_that_differ(self) -> Self:
+        twice = [name for place, name in enumerate(self.teachers) if name in self.teachers[:place]]
+        if twice:
+            raise ValueError(f"teachers: {twice[0]} is given twice, name each of them once")
+        ratios = [assistant.ratio for assistant in self.assistants]
+        if any(before >= after for before, after in itertools.pairwise(ratios)):
+            raise ValueError(f"assistants fall in size, so their ratios must rise: {', '.join(map(str, ratios))}")
+        if self.guidance == "dense" and not ratios:
+            raise ValueError("guidance: dense is by assistants too, and there are none: add some, or leave it out")
+        return self
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> Self:
@@ -460,6 +479,19 @@ class Recipe(Config):
     evidence: Literal["published", "measured", "extrapolated", ""] = ""  # where `expected` comes from
     expected: dict[str, float | str] = {}  # figures to hold the run against, shown in its report
     published: PublishedConfig | None = None
+
+    @model_validator(mode="after")
+    def _assistants_larger_than_the_student(self) -> Self:
+        ratio, chain = self.prune.ratio, self.distill.assistants
+        if ratio is None or not chain:
+            return self
+        last = chain[-1].ratio
+        if last > ratio or (last == ratio and self.prune.depth is None):  # assistants lose no blocks
+            raise ValueError(
+                f"distill.assistants: one of ratio {last} is no larger than the student of prune.ratio {ratio}, give "
+                "it a smaller one"
+            )
+        return self
 
     @model_validator(mode="after")
     def _somebody_knows_what_belongs_to_a_condition(self) -> Self:

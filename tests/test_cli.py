@@ -59,7 +59,7 @@ BAD = {
     ),
     "fp16 without a GPU": (["distill.training.precision=fp16"], ["fp16 trains on NVIDIA GPUs only"]),
     "nothing to learn": (["--kd", "none", "distill.diffusion_weight=0"], ["nothing to learn from"]),
-    "no number of targets": (["--cache-targets", "many"], ["distill.cache.targets", "many"]),
+    "no number of targets": (["--cache-targets", "64q"], ["distill.cache.targets: needs a number such as", ": 64q"]),
     "two targets": (["--ratio", "0.5", "--params", "100k"], ["exactly one"]),
     "unreachable size": (["--params", "3"], ["no student of this teacher has 3", "reachable"]),
     "unknown key": (["distil.kd=lift"], ["distil: unknown key, did you mean: distill"]),

@@ -163,6 +163,8 @@ def test_a_loss_that_turns_negative_is_not_divided_by_its_mean():
         ({"place": True}, "the weight of place must be a number above 0: True"),
         ("place,output,place=2", "place is given twice"),
         ("output=3,bk_sdm", "output is given twice"),
+        ("place,none", "none is no loss beside others, leave it or them out: place,none"),
+        (["none", "place"], "none is no loss beside others"),
     ],
 )
 def test_wrong_losses_are_refused(given, found):
@@ -192,8 +194,35 @@ def test_counts_have_suffixes(text, value):
     assert check({**MINIMAL, "prune": {"params": text}}, Recipe).prune.params == value
 
 
-def test_a_count_that_is_none_is_refused():
-    assert "prune.params" in message({**MINIMAL, "prune": {"params": "somek"}})
+@pytest.mark.parametrize("text", ["somek", "64q", "many", "infk", "1.5", ""])
+def test_a_count_that_is_none_is_refused(text):
+    assert message({**MINIMAL, "prune": {"params": text}}).endswith(
+        f": prune.params: needs a number such as 250000, 250k or 1.5M: {text}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("ratios", "prune", "found"),
+    [
+        ([0.3, 0.2], {"ratio": 0.5}, "assistants fall in size, so their ratios must rise: 0.3, 0.2"),
+        ([0.3, 0.3], {"params": 1000}, "their ratios must rise: 0.3, 0.3"),
+        ([0.3, 0.5], {"ratio": 0.5}, "one of ratio 0.5 is no larger than the student of prune.ratio 0.5"),
+        ([0.6], {"ratio": 0.5, "depth": {"keep": 1}}, "one of ratio 0.6 is no larger than the student"),
+    ],
+)
+def test_assistants_fall_in_size(ratios, prune, found):
+    distill = {"assistants": [{"ratio": ratio} for ratio in ratios]}
+    assert found in message({**MINIMAL, "prune": prune, "distill": distill})
+
+
+@pytest.mark.parametrize("prune", [{"ratio": 0.6}, {"params": 1000}, {"ratio": 0.5, "depth": {"keep": 1}}])
+def test_an_assistant_is_larger_than_the_student_in_width_or_depth(prune):
+    check({**MINIMAL, "prune": prune, "distill": {"assistants": [{"ratio": 0.2}, {"ratio": 0.5}]}}, Recipe)
+
+
+def test_who_teaches_is_said_once_and_means_something():
+    assert "there are none: add some" in message({**MINIMAL, "distill": {"guidance": "dense"}})
+    assert "teachers: b is given twice" in message({**MINIMAL, "distill": {"teachers": ["a", "b", "b"]}})
 
 
 def test_batch_sizes_of_an_engine_must_be_ordered():

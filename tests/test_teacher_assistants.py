@@ -59,7 +59,7 @@ def test_a_finished_chain_is_not_made_again(small_recipe, quiet, tmp_path):
 
 
 def test_dense_guidance_is_by_everyone_before(small_recipe, tmp_path):
-    run, recipe = Run(tmp_path / "run"), small_recipe(distill={**CHAIN, "guidance": "dense"})
+    run, recipe = Run(tmp_path / "run"), small_recipe(prune={"ratio": 0.75}, distill={**CHAIN, "guidance": "dense"})
     teacher = roles.folder(run, recipe, "teacher")
     first, second = (run.assistant(place).student for place in (0, 1))
     assert roles.teaching(run, recipe) == [teacher, first, second]
@@ -215,8 +215,10 @@ def test_a_chain_is_not_gone_on_with_by_another_recipe(small_recipe, quiet, tmp_
 
 
 def test_an_assistant_out_of_reach_is_refused_before_any_work(small_recipe, quiet, tmp_path):
-    run, recipe = Run(tmp_path / "run"), small_recipe(distill={"assistants": [{"ratio": 0.995}], **SHORT})
-    with pytest.raises(BadInputError, match="ratio"):
+    pruning = {"ratio": None, "params": 10_000}
+    distill = {"assistants": [{"ratio": 0.995}], **SHORT}
+    run, recipe = Run(tmp_path / "run"), small_recipe(prune=pruning, distill=distill)
+    with pytest.raises(BadInputError, match=r"0\.995"):
         pipeline.compress(run, recipe, quiet)
     assert not run.pruned.exists()
 
