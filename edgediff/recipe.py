@@ -300,7 +300,11 @@ class CacheConfig(Config):
 
 
 class AssistantConfig(Config):
-    """A student between teacher and student (teacher assistant; Mirzadeh et al. 2020), distilled as the student is."""
+    """A student between teacher and student (teacher assistant; Mirzadeh et al. 2020), distilled as the student is.
+
+    It keeps all blocks of the teacher: were those of a shallow student missing from the first assistant on, the largest
+    step of the chain would be its first.
+    """
 
     ratio: float = Field(ge=0, lt=1)  # fraction of the teacher's channels removed
     steps: int | None = Field(None, gt=0)  # None: as many as the student
@@ -486,7 +490,7 @@ class Recipe(Config):
         if ratio is None or not chain:
             return self
         last = chain[-1].ratio
-        if last > ratio or (last == ratio and self.prune.depth is None):  # assistants lose no blocks
+        if last > ratio or (last == ratio and self.prune.depth is None):
             raise ValueError(
                 f"distill.assistants: one of ratio {last} is no larger than the student of prune.ratio {ratio}, give "
                 "it a smaller one"

@@ -70,7 +70,7 @@ def assistant_recipes(recipe: Recipe) -> list[Recipe]:
             cache = cache.model_copy(update={"folder": str(Path(cache.folder) / "assistants" / str(place))})
         training = recipe.distill.training.model_copy(update={"steps": steps})
         changes = {"assistants": (), "training": training, "cache": cache}
-        no_target = dict.fromkeys((*WIDTH_TARGETS, "device"))
+        no_target = dict.fromkeys((*WIDTH_TARGETS, "device", "depth"))
         prune = recipe.prune.model_copy(update={**no_target, "ratio": assistant.ratio})
         distill = recipe.distill.model_copy(update=changes)
         found.append(recipe.model_copy(update={"prune": prune, "distill": distill}))

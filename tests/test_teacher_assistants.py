@@ -71,6 +71,11 @@ def test_dense_guidance_is_by_everyone_before(small_recipe, tmp_path):
     assert [roles.teaching(*stage) for stage in roles.assistants(run, last_only)] == [[teacher], [first]]
 
 
+def test_assistants_of_a_shallow_student_lose_channels_only(small_recipe):
+    shallow = small_recipe(prune={"ratio": 0.5, "depth": {"keep": 0}}, distill={"assistants": [{"ratio": 0.25}]})
+    assert [(of.prune.ratio, of.prune.depth) for of in roles.assistant_recipes(shallow)] == [(0.25, None)]
+
+
 def test_several_teachers_speak_in_turns(small_teacher, other_teacher):
     """Every entry has one of them, the same at every visit, each about as often."""
     teachers = [model_folder.load(folder) for folder in (small_teacher, other_teacher)]
