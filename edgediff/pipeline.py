@@ -31,6 +31,8 @@ from edgediff.training.facts import ADJUSTABLE
 from edgediff.training.precision import check_precision
 from edgediff.training.tracking import check_trackers
 
+NAMED = 3  # keys that differ, of all
+
 
 def compress(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -> Report | None:
     """Run every stage that is not up to date, and return the report.
@@ -115,7 +117,7 @@ def check_ahead(run: Run, recipe: Recipe, output: Output) -> None:
 def refuse_other_recipe(run: Run, recipe: Recipe) -> None:
     """Refuse a folder whose pruned or distilled model another recipe made; how it is timed and scored may change.
 
-    Raises: BadInputError naming the keys that differ.
+    Raises: BadInputError naming the first keys that differ, and their values.
     """
     if not run.recipe.exists():
         if run.path.is_dir() and any(path != run.profile for path in run.path.iterdir()):
@@ -135,9 +137,11 @@ def refuse_other_recipe(run: Run, recipe: Recipe) -> None:
     adjustable = {"distill.cache.folder", *(f"distill.training.{name}" for name in ADJUSTABLE)}
     differing = [words for key, words in found.items() if key not in adjustable]
     if differing:
+        more = f"; and {len(differing) - NAMED} more" if len(differing) > NAMED else ""
         raise BadInputError(
-            f"folder holds another recipe's run ({'; '.join(differing)}): `{run.path}`",
-            "go on with the recipe that it was started with, choose another folder, or delete this one",
+            f"folder holds another recipe's run, old → new: {'; '.join(differing[:NAMED])}{more}: `{run.path}`",
+            f"go on with the recipe that it was started with, `{run.recipe}`, choose another folder with `--out`, or "
+            "delete this one to start again",
         )
 
 

@@ -662,14 +662,17 @@ def dump(recipe: Config) -> str:
 
 
 def differences(before: Any, after: Any, prefix: str = "") -> dict[str, str]:
-    """Return in words, by dotted key, sorted, where plain data differ: `distill.kd.place 1.0, not None`."""
+    """Return in words, by dotted key, sorted, where plain data differ: `distill.kd.place 1.0 → not given`."""
     if isinstance(before, Mapping) and isinstance(after, Mapping):
         dot = f"{prefix}." if prefix else ""
         found: dict[str, str] = {}
         for key in sorted({*before, *after}):
             found |= differences(before.get(key), after.get(key), f"{dot}{key}")
         return found
-    return {} if before == after else {prefix: f"{prefix} {before}, not {after}"}
+    if before == after:
+        return {}
+    old, new = ("not given" if value is None else value for value in (before, after))
+    return {prefix: f"{prefix} {old} → {new}"}
 
 
 def _copy(value: Any) -> Any:

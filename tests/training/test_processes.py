@@ -101,7 +101,7 @@ def test_one_process_goes_on_where_two_were_stopped(groups, alone, tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "train.jsonl").write_bytes((folder / "interrupted" / "train.jsonl").read_bytes())
     state_of(tmp_path).write_bytes(state_of(folder / "interrupted").read_bytes())
-    with pytest.raises(BadInputError, match=r"\(training.global_batch 8, not 4\)"):
+    with pytest.raises(BadInputError, match=r"\(training.global_batch 8 → 4\)"):
         run(tmp_path, network=plain_network(), config=HALF, resume=True)
     _, result = run(tmp_path, network=plain_network(), config=CONFIG, resume=True)
     assert [part["processes"] for part in result.settings] == [2, 1]

@@ -274,15 +274,15 @@ def test_an_infinite_gradient_of_a_finite_loss_is_found(tmp_path):
 def test_what_may_change_on_resuming_and_what_may_not(tmp_path):
     halfway(tmp_path)
     for values, named in (
-        ({"batch_size": 4}, r"\(training.global_batch 8, not 4\)"),
-        ({"gradient_accumulation": 2}, r"\(training.global_batch 8, not 16\)"),
-        ({"seed": 6, "precision": "bf16"}, r"\(training.precision fp32, not bf16; training.seed 5, not 6\)"),
+        ({"batch_size": 4}, r"\(training.global_batch 8 → 4\)"),
+        ({"gradient_accumulation": 2}, r"\(training.global_batch 8 → 16\)"),
+        ({"seed": 6, "precision": "bf16"}, r"\(training.precision fp32 → bf16; training.seed 5 → 6\)"),
     ):
         with pytest.raises(BadInputError, match=named) as caught:
             run(tmp_path, config=changed(**values), resume=True)
         assert "recipe it was started with" in caught.value.hint
         assert ("batch_size x gradient_accumulation x processes" in caught.value.hint) == ("seed" not in values)
-    with pytest.raises(BadInputError, match=r"\(data inputs, not others; distill.kd.place 1.0, not None\)"):
+    with pytest.raises(BadInputError, match=r"\(data inputs → others; distill.kd.place 1.0 → not given\)"):
         run(tmp_path, identity={"data": "others", "distill": {"kd": {}}}, resume=True)
     with pytest.raises(BadInputError, match="step 10, beyond the 8 steps"):
         run(tmp_path, config=changed(steps=8), resume=True)
