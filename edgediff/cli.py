@@ -171,9 +171,14 @@ def export(
     """Write teacher, pruned model and student as ONNX, each checked against PyTorch."""
     with _stage(run, _with_trt(overrides, trt), json, quiet) as (folder, recipe, output):
         from edgediff.build import build as build_verb
+        from edgediff.build import check_buildable
+        from edgediff.export import check_exportable
         from edgediff.export import export as verb
         from edgediff.run import ROLES
 
+        check_exportable(folder, recipe)
+        if trt:
+            check_buildable(recipe)
         result: dict[str, Any] = {role: verb(folder, recipe, role, output).model_dump(mode="json") for role in ROLES}
         if trt:
             result["builds"] = [built.model_dump(mode="json") for built in build_verb(folder, recipe, output)]

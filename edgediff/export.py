@@ -22,7 +22,7 @@ from edgediff.model_folder import Loaded
 from edgediff.output import Output, Progress
 from edgediff.recipe import ExportConfig, Recipe
 from edgediff.results import Parity, ParityCase
-from edgediff.run import Role, Run
+from edgediff.run import ROLES, Role, Run
 
 MEMORY_COPIES = 4  # of the weights: the model, the graph being written, and two while ONNX Runtime loads it
 WRITING_SHARE = 10  # of the progress: what writing the graph takes, in comparisons at one batch size
@@ -64,6 +64,15 @@ def export(run: Run, recipe: Recipe, role: Role, output: Output) -> Parity:
     shutil.rmtree(_aside(folder), ignore_errors=True)  # of an earlier attempt: it no longer says anything
     output.stage("export", f"{role}: differs from PyTorch by at most {parity.max_abs:.1e}")
     return parity
+
+
+def check_exportable(run: Run, recipe: Recipe) -> None:
+    """Find out, before minutes of work, whether every role's model is there and undamaged.
+
+    Raises: BadInputError naming the command that makes what is missing; CorruptArtifactError for a damaged model.
+    """
+    for role in ROLES:
+        model_folder.fingerprint(roles.folder(run, recipe, role))
 
 
 def compare(loaded: Loaded, path: Path, config: ExportConfig, progress: Progress) -> Parity:

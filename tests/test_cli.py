@@ -158,6 +158,21 @@ def test_stages_one_by_one_over_one_folder(edgediff, small_teacher, tmp_path):
     assert code == 2 and "distill.kd" in err
 
 
+def test_an_export_looks_at_all_models_before_it_begins(edgediff, small_teacher, tmp_path):
+    run = Run(tmp_path / "run")
+    assert edgediff("prune", "--teacher", small_teacher, "--ratio", "0.5", "--out", run.path)[0] == 0
+    code, _, err = edgediff("export", run.path)
+    assert code == 2 and "the student model is not there yet" in err and "edgediff distill" in err
+    shutil.copytree(run.pruned, run.student)
+    code, _, err = edgediff("export", run.path, "--trt", "build.backends=[tensorrt]")
+    assert code == 2 and "pip install 'edgediff[" in err
+    weights = run.student / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"torn")
+    code, _, err = edgediff("export", run.path)
+    assert code == 2 and f"does not have the content its manifest records: `{weights}`" in err
+    assert not (run.path / "onnx").exists()
+
+
 def test_a_refused_change_leaves_the_recipe_as_it_was(edgediff, small_teacher, tmp_path):
     out = tmp_path / "run"
     assert edgediff("prune", "--teacher", str(small_teacher), "--ratio", "0.5", "--out", str(out))[0] == 0
