@@ -183,6 +183,14 @@ def up_to_date(folder: Path, *, stage: str, config: Mapping[str, Any], inputs: M
     return True
 
 
+def claims(folder: Path, *, stage: str, config: Mapping[str, Any]) -> bool:
+    """Return whether `folder` says that it is finished, of this stage and config; no file is read but its manifest."""
+    if not (folder / MANIFEST).is_file():
+        return False
+    found = read_object(folder / MANIFEST)
+    return _describes(found, stage, config, found.get("inputs", {}))
+
+
 def write_result(
     path: Path, value: Mapping[str, Any], *, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]
 ) -> None:

@@ -43,9 +43,7 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
     big = teachers[0]
     with processes.main_first():  # who indexes what the others then find indexed
         images = samples.learned(recipe.data, "train", big, roles.encoded(run, recipe), output)
-    # Of teachers and caches the inputs hold hashes: where they lie decides nothing.
-    decisive = recipe.distill.model_dump(mode="json", exclude={"teachers": True, "cache": {"folder"}})
-    config = {"distill": decisive, "data": recipe.data.model_dump(mode="json")}
+    config = distillation_config(recipe)
     inputs = {
         "teacher": "+".join(teacher.sha256 for teacher in teachers),
         "pruned": content_hash(source),
@@ -117,6 +115,13 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
             f"{number(cache['teacher_seconds_saved'], ' s')} of the teacher saved",
         )
     return summary
+
+
+def distillation_config(recipe: Recipe) -> dict[str, Any]:
+    """Return what of a recipe decides how the student comes out."""
+    # Of teachers and caches the inputs hold hashes: where they lie decides nothing.
+    own = recipe.distill.model_dump(mode="json", exclude={"teachers": True, "cache": {"folder"}})
+    return {"distill": own, "data": recipe.data.model_dump(mode="json")}
 
 
 def starting_student(pruned: Loaded, config: DistillConfig) -> Loaded:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from edgediff import model_folder, roles, samples, teacher
-from edgediff.artifacts import MANIFEST, write_text
+from edgediff.artifacts import MANIFEST, claims, write_text
 from edgediff.benchmark import benchmark
 from edgediff.build import build, check_buildable
 from edgediff.diagnose import diagnose
 from edgediff.diffusion.sampler import check_steps
-from edgediff.distill import distill, target_source
+from edgediff.distill import distill, distillation_config, target_source
 from edgediff.distillation.cache import check_source
 from edgediff.errors import BadInputError, MissingExtraError
 from edgediff.evaluate import evaluate
@@ -21,10 +22,10 @@ from edgediff.export import export
 from edgediff.output import Output
 from edgediff.plan import outlines, plan
 from edgediff.profile import profile
-from edgediff.prune import prune
+from edgediff.prune import prune, pruning_config
 from edgediff.recipe import Recipe, check, differences, dump, read_yaml
 from edgediff.report import report
-from edgediff.results import Plan, Report, TrainingSummary
+from edgediff.results import Plan, Report, StagePlan, TrainingSummary
 from edgediff.run import ROLES, Run
 from edgediff.training import checkpoint, processes
 from edgediff.training.facts import ADJUSTABLE
@@ -87,12 +88,28 @@ def prepare(run: Run, recipe: Recipe, output: Output) -> None:
 def foresee(run: Run, recipe: Recipe, output: Output) -> Plan:
     """Return what `compress` would do, after what it checks before any work; nothing is written.
 
+    Pruning and trainings that stand in the folder take no time; later stages, whose inputs are large files, count.
+
     Raises: what `compress` raises before any work.
     """
     with processes.main_first():
         check_precision(recipe.distill.training.precision, processes.device())
         check_ahead(run, recipe, output)
-        return plan(recipe, run.profile)
+        found = plan(recipe, run.profile)
+        return found.model_copy(update={"stages": _without_finished(found.stages, run, recipe)})
+
+
+def _without_finished(stages: Sequence[StagePlan], run: Run, recipe: Recipe) -> list[StagePlan]:
+    """Return the stages, of which pruning and trainings are done up to the first that does not stand in the folder."""
+    chain = [(run.assistant(place), of) for place, of in enumerate(roles.assistant_recipes(recipe))]
+    standing = [
+        claims(run.pruned, stage="prune", config=pruning_config(recipe)),
+        *(claims(of.student, stage="distill", config=distillation_config(its)) for of, its in [*chain, (run, recipe)]),
+    ]
+    first = next(place for place, stage in enumerate(stages) if stage.stage == "prune")
+    until = first + sum(itertools.takewhile(bool, standing))
+    done = [stage.model_copy(update={"seconds": 0.0, "what": f"done: {stage.what}"}) for stage in stages[first:until]]
+    return [*stages[:first], *done, *stages[until:]]
 
 
 def check_ahead(run: Run, recipe: Recipe, output: Output) -> None:

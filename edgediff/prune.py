@@ -55,13 +55,10 @@ def prune(run: Run, recipe: Recipe, output: Output) -> Reached:
     """
     settings = recipe.prune
     source = teacher.resolve(recipe.teacher).folder
-    config = {"prune": settings.model_dump(mode="json")}
-    needs_data = _looks_at_images(settings)
-    if needs_data:
-        config["data"] = recipe.data.model_dump(mode="json")
+    config = pruning_config(recipe)
     loaded = model_folder.load(source)
     encoded = roles.encoded(run, recipe)
-    images = samples.learned(recipe.data, "train", loaded, encoded, output) if needs_data else None
+    images = samples.learned(recipe.data, "train", loaded, encoded, output) if "data" in config else None
     inputs = {"teacher": loaded.sha256, **({"images": images.sha256} if images else {})}
     table = None
     if settings.needs_profile:
@@ -104,6 +101,12 @@ def prune(run: Run, recipe: Recipe, output: Output) -> Reached:
         )
     output.stage("prune", _sentence(reached))
     return reached
+
+
+def pruning_config(recipe: Recipe) -> dict[str, Any]:
+    """Return what of a recipe decides how the pruned model comes out."""
+    config = {"prune": recipe.prune.model_dump(mode="json")}
+    return {**config, "data": recipe.data.model_dump(mode="json")} if _looks_at_images(recipe.prune) else config
 
 
 def _looks_at_images(settings: PruneConfig) -> bool:

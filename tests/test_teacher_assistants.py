@@ -58,6 +58,26 @@ def test_a_finished_chain_is_not_made_again(small_recipe, quiet, tmp_path):
     assert [manifest.stat().st_mtime_ns for manifest in manifests] == times
 
 
+def test_a_plan_counts_what_stands_in_the_folder_as_done(small_recipe, quiet, tmp_path):
+    run, recipe = Run(tmp_path / "run"), small_recipe(prune={"ratio": 0.75}, distill=CHAIN)
+
+    def done(planned):
+        stages = [stage for stage in pipeline.foresee(run, planned, quiet).stages if stage.what.startswith("done: ")]
+        assert all(stage.seconds == 0 for stage in stages)
+        return [stage.stage for stage in stages]
+
+    assert done(recipe) == []
+    pipeline.claim(run, recipe)
+    prune(run, recipe, quiet)
+    assert done(recipe) == ["prune"]
+    pipeline.teach(run, recipe, quiet)
+    assert done(recipe) == ["prune", "assistant", "assistant", "distill"]
+    longer = small_recipe(prune={"ratio": 0.75}, distill={**CHAIN, "training": {**SHORT["training"], "steps": 4}})
+    assert done(longer) == ["prune"]  # the first assistant takes as many steps as the student
+    shutil.rmtree(run.assistant(1).student)
+    assert done(recipe) == ["prune", "assistant"]
+
+
 def test_dense_guidance_is_by_everyone_before(small_recipe, tmp_path):
     run, recipe = Run(tmp_path / "run"), small_recipe(prune={"ratio": 0.75}, distill={**CHAIN, "guidance": "dense"})
     teacher = roles.folder(run, recipe, "teacher")
