@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from edgediff.artifacts import read_object
-from edgediff.data import arrow, decoding, splits
+from edgediff.data import arrow, decoding, splits, walk
 from edgediff.data.arrow import ArrowImages
 from edgediff.data.encoded import Encoded, EncodedImages
 from edgediff.data.image_files import ImageFiles
@@ -68,15 +66,18 @@ def _part(folder: Path, split: Split) -> tuple[Path, bool]:
 def _without_wrapping(folder: Path) -> Path:
     """Return the folder called `train` where it holds all there is, so that it is no class; else the folder itself."""
     known = {suffix for suffixes in FORMS.values() for suffix in suffixes}
-    entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
-    holding = [entry.name for entry in entries if entry.is_dir() or PurePosixPath(entry.name).suffix.lower() in known]
+    holding = [
+        entry.name
+        for entry in walk.entries(folder)
+        if entry.is_dir() or PurePosixPath(entry.name).suffix.lower() in known
+    ]
     return folder / holding[0] if len(holding) == 1 and holding[0] in splits.PARTS["train"] else folder
 
 
 def _form(root: Path) -> tuple[str, list[str]]:
     """Return in which form a folder holds images, and its files of that form in order."""
     found: dict[str, list[str]] = {form: [] for form in FORMS}
-    for name in _files(root):
+    for name in walk.files(root):
         suffix = PurePosixPath(name).suffix.lower()
         for form, suffixes in FORMS.items():
             if suffix in suffixes:
@@ -94,17 +95,6 @@ def _form(root: Path) -> tuple[str, list[str]]:
             return form, names
     known = ", ".join(sorted(suffix for suffixes in FORMS.values() for suffix in suffixes))
     raise BadInputError(f"no images: `{root}`", f"known kinds: {known}")
-
-
-def _files(root: Path, below: str = "") -> Iterator[str]:
-    """Return the files under a folder but hidden ones, relative to it, with forward slashes."""
-    for entry in os.scandir(root / below):
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir(follow_symlinks=False):
-            yield from _files(root, f"{below}{entry.name}/")
-        elif entry.is_file():
-            yield f"{below}{entry.name}"
 
 
 def _encoded(form: str, folder: Path, root: Path, names: list[str], share: Split | None, output: Output) -> Encoded:

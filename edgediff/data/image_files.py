@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from edgediff.artifacts import sha256
-from edgediff.data import captions, decoding
+from edgediff.data import captions, decoding, walk
 from edgediff.data.metadata import Metadata
 
 
@@ -55,10 +55,10 @@ class ImageFiles:
     def classes(self) -> dict[str, int]:
         """Sub-folders that hold images, by name → number in the order of the names; the same for all splits."""
         found = {
-            entry.name
+            name.partition("/")[0]
             for root in self.roots or (self.root,)
-            for entry in os.scandir(root)
-            if entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".") and _holds_image(entry.path)
+            for name in walk.files(root)
+            if "/" in name and os.path.splitext(name)[1].lower() in decoding.SUFFIXES
         }
         return {name: number for number, name in enumerate(sorted(found))}
 
@@ -101,11 +101,3 @@ class ImageFiles:
         around = {self.root / each for folder in folders for each in (folder, *folder.parents)}
         tables = [Metadata.of(folder) for folder in sorted(around | {self.top or self.root})]
         return [table for table in tables if table]
-
-
-def _holds_image(folder: str) -> bool:
-    return any(
-        os.path.splitext(name)[1].lower() in decoding.SUFFIXES and not name.startswith(".")
-        for _, _, names in os.walk(folder)
-        for name in names
-    )

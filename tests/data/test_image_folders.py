@@ -107,6 +107,35 @@ def test_split_folders_may_be_links(tmp_path, photos, picture):
     assert len(load(folder)) == len(load(folder, "test")) == 20
 
 
+def test_linked_folders_are_part_of_the_data_and_classes(tmp_path, photos, picture):
+    """A data set put together from parts that lie elsewhere."""
+    elsewhere, folder = tmp_path / "elsewhere" / "dogs", tmp_path / "linked"
+    elsewhere.mkdir(parents=True)
+    for number in range(100, 120):
+        (elsewhere / f"{number}.png").write_bytes(picture(number))
+    folder.mkdir()
+    (folder / "cat").symlink_to(photos / "class0")
+    (folder / "dog").mkdir()
+    (folder / "dog" / "more").symlink_to(elsewhere)
+    both = [load(folder), load(folder, "test")]
+    assert sum(map(len, both)) == 40
+    for images in both:
+        labels = images.class_labels(torch.arange(len(images))).tolist()
+        assert labels == [int("/dog/more/" in name) for name in names(images)] and set(labels) == {0, 1}
+
+
+def test_links_in_circles_end(photos):
+    def found():
+        return [path for split in ("train", "test") for path in names(load(photos, split))]
+
+    before = found()
+    (photos / "class0" / "up").symlink_to(photos)
+    (photos / "class1" / "same").symlink_to(photos / "class1")
+    (photos / "self").symlink_to(photos / "self")
+    assert found() == before
+    assert load(photos).encoded.classes == {"class0": 0, "class1": 1}
+
+
 def test_hidden_files_and_dead_links_are_no_images(photos):
     before = names(load(photos))
     (photos / "._00.png").write_bytes(b"what a Mac leaves beside every file")
