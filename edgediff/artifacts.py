@@ -17,7 +17,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from importlib import metadata
@@ -170,14 +170,17 @@ def write_manifest(
     write_json(folder / MANIFEST, value)
 
 
-def up_to_date(folder: Path, *, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
+def up_to_date(
+    folder: Path, *, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str], aside: Collection[str] = ()
+) -> bool:
     """Return whether `folder` holds the finished result of exactly this stage, config and inputs.
 
+    Args: aside: dotted keys of the config that decide nothing of the result.
     Raises: CorruptArtifactError when it claims to and one of its files has another hash or is missing.
     """
     if not (folder / MANIFEST).is_file():
         return False
-    if not _describes(read_object(folder / MANIFEST), stage, config, inputs):
+    if not _describes(read_object(folder / MANIFEST), stage, config, inputs, aside):
         return False
     verify(folder)
     return True
@@ -298,10 +301,23 @@ def cpu_name() -> str:
     return next(names, platform.machine())
 
 
-def _describes(value: Any, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
-    wanted = {"stage": stage, "config": dict(config), "inputs": dict(inputs)}
-    # Through JSON, because tuples come back as lists.
-    return {key: value.get(key) for key in wanted} == json.loads(json.dumps(wanted, default=str))
+def without(value: Any, keys: Collection[str]) -> Any:
+    """Return plain data without what stands at these dotted keys."""
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        name: without(inner, [key.removeprefix(f"{name}.") for key in keys if key.startswith(f"{name}.")])
+        for name, inner in value.items()
+        if name not in keys
+    }
+
+
+def _describes(
+    value: Any, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str], aside: Collection[str] = ()
+) -> bool:
+    wanted = {"stage": stage, "config": without(config, aside), "inputs": dict(inputs)}
+    found = {"stage": value.get("stage"), "config": without(value.get("config"), aside), "inputs": value.get("inputs")}
+    return found == json.loads(json.dumps(wanted, default=str))  # through JSON, because tuples come back as lists
 
 
 def _sibling(path: Path) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from edgediff import model_folder, roles, samples
-from edgediff.artifacts import atomic_folder, content_hash, digest, read_json, up_to_date, write_manifest
+from edgediff.artifacts import atomic_folder, content_hash, digest, read_json, up_to_date, without, write_manifest
 from edgediff.diffusion import schedule
 from edgediff.distillation.cache import TargetCache
 from edgediff.distillation.objective import Distillation
@@ -18,7 +18,7 @@ from edgediff.distillation.targets import LiveTeacher, TaughtBatches, feature_po
 from edgediff.distillation.together import check_together, common
 from edgediff.model_folder import Loaded
 from edgediff.output import Output, number
-from edgediff.recipe import DistillConfig, Recipe, loss_words, objective_words
+from edgediff.recipe import DISTILL_WATCHING, DistillConfig, Recipe, loss_words, objective_words
 from edgediff.results import TrainingSummary
 from edgediff.run import Run
 from edgediff.samples import Samples
@@ -34,8 +34,8 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
     Every process of a group (`accelerate launch -m edgediff distill`) calls it; the main one writes.
 
     Args: resume: continue from `run.checkpoints` where an earlier run was stopped or killed.
-    Raises: BadInputError when there is nothing pruned yet, an unfinished training and no `resume`, teachers that do
-    not fit the student or each other, or a target cache of another teacher; StageFailedError at a non-finite loss;
+    Raises: BadInputError when there is nothing pruned yet, a training that is there and no `resume`, teachers that
+    do not fit the student or each other, or a target cache of another teacher; StageFailedError at a non-finite loss;
     InterruptedStageError on SIGINT.
     """
     source = roles.folder(run, recipe, "pruned")
@@ -49,7 +49,8 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
         "pruned": content_hash(source),
         "images": images.sha256,
     }
-    if up_to_date(run.student, stage="distill", config=config, inputs=inputs):
+    aside = [f"distill.{name}" for name in DISTILL_WATCHING]
+    if up_to_date(run.student, stage="distill", config=config, inputs=inputs, aside=aside):
         summary = TrainingSummary.model_validate(read_json(run.student / "manifest.json")["training"])
         output.stage("distill", f"up to date: {summary.steps} steps with kd {summary.kd}")
         return summary
@@ -78,7 +79,7 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
             checkpoints=run.checkpoints,
             log=run.train_log,
             identity={
-                "distill": {name: value for name, value in config["distill"].items() if name != "training"},
+                "distill": without(decisive, ("training", *DISTILL_WATCHING)),
                 "data": recipe.data.model_dump(include=TOLD),
                 **inputs,
             },

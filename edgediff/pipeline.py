@@ -23,7 +23,7 @@ from edgediff.output import Output
 from edgediff.plan import outlines, plan
 from edgediff.profile import profile
 from edgediff.prune import prune, pruning_config
-from edgediff.recipe import Recipe, check, differences, dump, read_yaml
+from edgediff.recipe import DISTILL_WATCHING, Recipe, check, differences, dump, read_yaml
 from edgediff.report import report
 from edgediff.results import Plan, Report, StagePlan, TrainingSummary
 from edgediff.run import ROLES, Run
@@ -151,7 +151,11 @@ def refuse_other_recipe(run: Run, recipe: Recipe) -> None:
     chain = [run, *(run.assistant(place) for place in range(len(made_by.distill.assistants)))]
     if any((of.student / MANIFEST).exists() or checkpoint.finished_steps(of.checkpoints) for of in chain):
         found |= differences(before["distill"], after["distill"], "distill")
-    adjustable = {"distill.cache.folder", *(f"distill.training.{name}" for name in ADJUSTABLE)}
+    adjustable = {
+        "distill.cache.folder",
+        *(f"distill.{name}" for name in DISTILL_WATCHING),
+        *(f"distill.training.{name}" for name in ADJUSTABLE),
+    }
     differing = [words for key, words in found.items() if key not in adjustable]
     if differing:
         more = f"; and {len(differing) - NAMED} more" if len(differing) > NAMED else ""

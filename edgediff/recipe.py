@@ -119,6 +119,10 @@ class TrainingConfig(Config):
         return self.batch_size * self.gradient_accumulation * processes
 
 
+# Of a training: how it is watched and saved, which decides nothing of what it ends with.
+WATCHING = ("checkpoint_every", "trackers")
+
+
 class TinyFusionConfig(Config):
     """How `tinyfusion` learns which blocks go (Fang et al., CVPR 2025); its authors' settings, on less data."""
 
@@ -374,6 +378,10 @@ class DistillConfig(Config):
                 "divide by: choose another of either"
             )
         return self
+
+
+# Of a distillation, likewise.
+DISTILL_WATCHING = ("gradient_norms_every", *(f"training.{name}" for name in WATCHING))
 
 
 def objective_words(config: DistillConfig) -> str:

@@ -17,7 +17,7 @@ from edgediff.data.order import evenly, visited
 from edgediff.diffusers_config import from_config
 from edgediff.metrics.paired import psnr, ssim
 from edgediff.output import Output
-from edgediff.recipe import AutoencoderRecipe
+from edgediff.recipe import WATCHING, AutoencoderRecipe
 from edgediff.training import checkpoint, processes
 from edgediff.training.loop import LOG_NAME, train
 
@@ -78,7 +78,8 @@ def train_autoencoder(recipe: AutoencoderRecipe, out: Path, output: Output, *, r
         images = data.load(recipe.data, "train", shape=shape, output=output)
         test = data.load(recipe.data, "test", shape=shape, output=output)
     described, inputs = recipe.model_dump(mode="json"), {"images": images.sha256}
-    if up_to_date(folder, stage="autoencoder", config=described, inputs=inputs):
+    aside = [f"training.{name}" for name in WATCHING]
+    if up_to_date(folder, stage="autoencoder", config=described, inputs=inputs, aside=aside):
         output.stage("autoencoder", f"up to date: `{folder}`")
         return folder
     done = checkpoint.finished_steps(out / "checkpoints") if resume else 0

@@ -22,7 +22,7 @@ from edgediff.families import Family
 from edgediff.losses import diffusion
 from edgediff.model_folder import Loaded
 from edgediff.output import Output
-from edgediff.recipe import TeacherRecipe
+from edgediff.recipe import WATCHING, TeacherRecipe
 from edgediff.skeleton import lay_out
 from edgediff.teacher_card import write_card
 from edgediff.training import checkpoint, processes
@@ -56,7 +56,7 @@ def train_teacher(recipe: TeacherRecipe, out: Path, output: Output, *, resume: b
 
     The state and the log are kept in `out/checkpoints` and `out/train.jsonl`, the pipelines of the recipe's snapshots
     in `out/snapshots`, each called by its step. Returns: the pipeline's folder.
-    Raises: BadInputError for a recipe whose model or images do not fit, an unfinished training without `resume`, or
+    Raises: BadInputError for a recipe whose model or images do not fit, a training that is there without `resume`, or
             snapshots of steps that it has left behind; StageFailedError at a non-finite loss; InterruptedStageError on
             SIGINT.
     """
@@ -77,7 +77,8 @@ def train_teacher(recipe: TeacherRecipe, out: Path, output: Output, *, resume: b
         text = _learned_text(recipe, untrained, output)
         images = samples.learned(recipe.data, "train", untrained, encoded, output, text)
     inputs, config = {"images": images.sha256}, recipe.model_dump(mode="json")
-    if up_to_date(folder, stage="teacher", config=config, inputs=inputs):
+    aside = [f"training.{name}" for name in WATCHING]
+    if up_to_date(folder, stage="teacher", config=config, inputs=inputs, aside=aside):
         output.stage("teacher", f"up to date: `{folder}`")
         return folder
 

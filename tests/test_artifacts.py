@@ -26,6 +26,7 @@ from edgediff.artifacts import (
     write_json,
     write_manifest,
     write_result,
+    write_text,
 )
 from edgediff.errors import BadInputError, CorruptArtifactError, StageFailedError
 
@@ -82,6 +83,22 @@ def test_up_to_date_means_the_same_stage_config_and_inputs(tmp_path):
     for change in ({"stage": "distill"}, {"config": {"ratio": 0.4}}, {"inputs": {"teacher": "abd"}}):
         assert not up_to_date(folder, **{**DESCRIPTION, **change})
     assert read_json(folder / "manifest.json")["extra"] == 3
+
+
+def test_what_decides_nothing_may_differ(tmp_path):
+    write_text(tmp_path / "weights", "w")
+    config = {"kd": {"place": 1.0}, "training": {"steps": 3, "every": 2}, "every": 5}
+    write_manifest(tmp_path, stage="distill", config=config, inputs={})
+    aside = ("training.every",)
+    for other, same in (
+        ({**config, "training": {"steps": 3, "every": 7}}, True),
+        ({**config, "training": {"steps": 3}}, True),  # written by another version
+        ({**config, "training": {"steps": 4, "every": 2}}, False),
+        ({**config, "every": 7}, False),
+        ({**config, "kd": {"every": 1}}, False),
+    ):
+        assert up_to_date(tmp_path, stage="distill", config=other, inputs={}, aside=aside) == same
+    assert not up_to_date(tmp_path, stage="distill", config={**config, "training": {"every": 7}}, inputs={})
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing"])

@@ -12,12 +12,15 @@ from itertools import pairwise
 import pytest
 import torch
 from diffusers import DDPMPipeline
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from edgediff import data, model_folder
 from edgediff.artifacts import read_json, sha256, write_text
 from edgediff.distill import distill, taught_batches
 from edgediff.distillation.objective import Distillation
 from edgediff.errors import BadInputError, StageFailedError
+from edgediff.pipeline import refuse_other_recipe
 from edgediff.prune import prune
 from edgediff.recipe import dump
 from edgediff.run import Run
@@ -146,6 +149,42 @@ def test_a_finished_student_is_not_trained_again(pruned, small_recipe, quiet):
     assert (pruned.student / "manifest.json").stat().st_mtime_ns == written
 
 
+WATCHED = {"gradient_norms_every": 7, "training": {**SHORT["training"], "checkpoint_every": 1, "trackers": []}}
+
+
+def test_a_finished_student_stays_so_however_it_was_watched(pruned, small_recipe, quiet):
+    first = distill(pruned, small_recipe(distill=SHORT), quiet)
+    written = (pruned.student / "manifest.json").stat().st_mtime_ns
+    write_text(pruned.recipe, dump(small_recipe(distill=SHORT)))
+    refuse_other_recipe(pruned, small_recipe(distill=WATCHED))
+    assert distill(pruned, small_recipe(distill=WATCHED), quiet) == first
+    assert (pruned.student / "manifest.json").stat().st_mtime_ns == written
+    other = {"training": {**WATCHED["training"], "seed": 1}}
+    with pytest.raises(BadInputError, match="a finished training stands at step 3"):
+        distill(pruned, small_recipe(distill=other), quiet)
+
+
+def test_how_a_training_is_watched_may_change_on_resuming(pruned, small_recipe, quiet):
+    distill(pruned, small_recipe(distill=SHORT), quiet)
+    shutil.rmtree(pruned.student)
+    longer = {**WATCHED, "training": {**WATCHED["training"], "steps": 5}}
+    state = pruned.checkpoints / "training.safetensors"
+    _say_in(state, "gradient_norms_every", 100)  # as states once did
+    with pytest.raises(BadInputError, match=r"belongs to another training \(distill.kd.lift None, not 1.0"):
+        distill(pruned, small_recipe(distill={**longer, "kd": "lift"}), quiet, resume=True)
+    assert distill(pruned, small_recipe(distill=longer), quiet, resume=True).steps == 5
+
+
+def _say_in(state, name, value):
+    """Add a setting to those that a saved state says it belongs to."""
+    with safe_open(state, framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open cannot be iterated)
+        facts = json.loads(file.metadata()["facts"])
+    assert name not in facts["identity"]["distill"]
+    facts["identity"]["distill"][name] = value
+    save_file(tensors, state, metadata={"facts": json.dumps(facts)})
+
+
 def test_nothing_pruned_is_refused(small_recipe, tmp_path, quiet):
     with pytest.raises(BadInputError, match="the pruned model is not there yet") as caught:
         distill(Run(tmp_path / "none"), small_recipe(), quiet)
@@ -177,11 +216,11 @@ def test_a_non_finite_loss_stops_and_rolls_back(pruned, small_recipe, quiet, mon
     assert [(part["from_step"], part["learning_rate"]) for part in settings] == [(0, 1e-3), (2, 1e-4)]
 
 
-def test_an_unfinished_training_needs_resume(pruned, small_recipe, quiet):
+def test_a_training_without_its_student_needs_resume(pruned, small_recipe, quiet):
     recipe = small_recipe(distill=SHORT)
     distill(pruned, recipe, quiet)
     (pruned.student / "manifest.json").unlink()
-    with pytest.raises(BadInputError, match="unfinished training") as caught:
+    with pytest.raises(BadInputError, match="a finished training stands at step 3") as caught:
         distill(pruned, recipe, quiet)
     assert "--resume" in caught.value.hint
     distill(pruned, recipe, quiet, resume=True)

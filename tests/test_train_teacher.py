@@ -60,7 +60,10 @@ def test_the_card_holds_recipe_scores_and_pictures(trained, recipe):
 
 def test_a_trained_teacher_is_not_trained_again(trained, recipe, quiet):
     written = (trained / "manifest.json").stat().st_mtime_ns
-    assert train_teacher(recipe, trained.parent, quiet, resume=False) == trained
+    for changes in ({}, {"checkpoint_every": 3, "trackers": ()}):
+        training = recipe.training.model_copy(update=changes)
+        again = recipe.model_copy(update={"training": training})
+        assert train_teacher(again, trained.parent, quiet, resume=False) == trained
     assert (trained / "manifest.json").stat().st_mtime_ns == written
 
 
@@ -73,7 +76,7 @@ def test_resuming_ends_with_the_same_weights(recipe, quiet, tmp_path):
 
     straight = train_teacher(of(4), tmp_path / "straight", quiet, resume=False)
     train_teacher(of(2), tmp_path / "halves", quiet, resume=False)
-    with pytest.raises(BadInputError, match="unfinished training"):
+    with pytest.raises(BadInputError, match="a finished training stands at step 2"):
         train_teacher(of(4), tmp_path / "halves", quiet, resume=False)
     resumed = train_teacher(of(4), tmp_path / "halves", quiet, resume=True)
     assert read_json(resumed / "manifest.json")["resumed_at"] == [2]

@@ -7,16 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edgediff.artifacts import without
 from edgediff.errors import BadInputError
-from edgediff.recipe import TrainingConfig, differences
+from edgediff.recipe import WATCHING, TrainingConfig, differences
 from edgediff.training import checkpoint
 
-# What may differ between an interrupted training and the one that resumes it: how long, how fast, how often saved,
-# and on what machines. The batch of an update may not, however it is put together.
+# What may differ between an interrupted training and the one that resumes it: how long, how fast, how watched and
+# saved, and on what machines. The batch of an update may not, however it is put together.
 ADJUSTABLE = {
-    *("steps", "learning_rate", "lr_schedule", "warmup_steps", "grad_clip", "checkpoint_every", "trackers"),
+    *("steps", "learning_rate", "lr_schedule", "warmup_steps", "grad_clip", *WATCHING),
     *("batch_size", "gradient_accumulation", "gradient_checkpointing", "compile"),
 }
+ONCE_FIXED = ("distill.gradient_norms_every",)  # older states say it, and it decides nothing
 
 
 def starting_facts(
@@ -38,10 +40,12 @@ def starting_facts(
     if not path.exists():
         return {"identity": wanted, "step": 0, "resumed_at": [], "settings": [{"from_step": 0, **settings}]}
     facts = checkpoint.read_facts(path)
+    facts["identity"] = without(facts["identity"], ONCE_FIXED)
     if not resume:
+        state = "a finished" if facts["step"] == facts["settings"][-1]["steps"] else "an unfinished"
         raise BadInputError(
-            f"an unfinished training stands at step {facts['step']}: `{path}`",
-            "add `--resume` to continue it, or delete that file to start again",
+            f"{state} training stands at step {facts['step']}: `{path}`",
+            "add `--resume` to go on from there, or delete that file to start again",
         )
     if facts["identity"] != wanted:
         difference = "; ".join(differences(facts["identity"], wanted).values())

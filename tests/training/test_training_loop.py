@@ -294,7 +294,7 @@ def test_what_may_change_on_resuming_and_what_may_not(tmp_path):
 def test_an_unfinished_training_is_not_overwritten(tmp_path):
     halfway(tmp_path)
     content = state_of(tmp_path).read_bytes()
-    with pytest.raises(BadInputError, match="unfinished training stands at step 10") as caught:
+    with pytest.raises(BadInputError, match="an unfinished training stands at step 10") as caught:
         run(tmp_path)
     assert "--resume" in caught.value.hint
     assert state_of(tmp_path).read_bytes() == content and len(log_of(tmp_path)) == 10
