@@ -41,7 +41,7 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
     source = roles.folder(run, recipe, "pruned")
     teachers = [model_folder.load(folder) for folder in roles.teaching(run, recipe)]
     big = teachers[0]
-    with processes.main_first():  # who indexes what the others then find indexed
+    with processes.main_first():  # who indexes and hashes what the others then find
         images = samples.learned(recipe.data, "train", big, roles.encoded(run, recipe), output)
     config = distillation_config(recipe)
     inputs = {

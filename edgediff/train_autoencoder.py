@@ -77,7 +77,8 @@ def train_autoencoder(recipe: AutoencoderRecipe, out: Path, output: Output, *, r
     with processes.main_first():
         images = data.load(recipe.data, "train", shape=shape, output=output)
         test = data.load(recipe.data, "test", shape=shape, output=output)
-    described, inputs = recipe.model_dump(mode="json"), {"images": images.sha256}
+        inputs = {"images": images.sha256}
+    described = recipe.model_dump(mode="json")
     aside = [f"training.{name}" for name in WATCHING]
     if up_to_date(folder, stage="autoencoder", config=described, inputs=inputs, aside=aside):
         output.stage("autoencoder", f"up to date: `{folder}`")

@@ -103,4 +103,4 @@ def _encoded(form: str, folder: Path, root: Path, names: list[str], share: Split
     if form == "tables":
         return ArrowImages(root, tuple(names), share, output)
     chosen = tuple(name for name in names if not share or splits.is_test(name) == (share == "test"))
-    return ImageFiles(root, chosen, roots=tuple(_part(folder, part)[0] for part in splits.PARTS), top=folder)
+    return ImageFiles(root, chosen, output, roots=tuple(_part(folder, part)[0] for part in splits.PARTS), top=folder)

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from edgediff.artifacts import sha256
-from edgediff.data import captions, decoding, walk
+from edgediff.artifacts import sha256, write_text
+from edgediff.data import captions, decoding, user_cache, walk
 from edgediff.data.metadata import Metadata
+from edgediff.errors import StageFailedError
+from edgediff.output import Output
+
+HASH = "images-sha256.txt"
+# A file that has just changed may change again within a tick of the file system's clock and look as before: git's
+# "racily clean" index entries. The coarsest clock, FAT's, ticks every two seconds.
+SETTLED_NS = 2 * 10**9
 
 
 @dataclass(frozen=True)
@@ -23,18 +32,48 @@ class ImageFiles:
 
     root: Path
     names: tuple[str, ...]
+    output: Output
     roots: tuple[Path, ...] = ()
     top: Path | None = None
 
     @cached_property
     def sha256(self) -> str:
-        """Digest of names and contents; reads every file, once."""
+        """Digest of names and contents; reads every file, unless none has changed since one of them was read before."""
+        now = time.time_ns()
+        key, changed = self._look()
+        place = user_cache.made(key, HASH)
+        found = _kept(place)
+        if found is None:
+            found = self._read_all()
+            if changed < now - SETTLED_NS:
+                self._keep(place, found)
+        return found
+
+    def _look(self) -> tuple[str, int]:
+        """Return a digest of what tells of changes without reading, and when the last file changed (ns)."""
+        digest = hashlib.sha256(f"{self.root.resolve()}\0".encode(errors="surrogateescape"))
+        last = 0
+        for name in self.names:
+            status = (self.root / name).stat()
+            # Who copies or unpacks files may set their time of modification, nobody that of their status.
+            signs = f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}\0"
+            digest.update(signs.encode(errors="surrogateescape"))
+            last = max(last, status.st_mtime_ns, status.st_ctime_ns)
+        return digest.hexdigest(), last
+
+    def _read_all(self) -> str:
         digest = hashlib.sha256()
         for name in self.names:
             path = self.root / name
             digest.update(f"{name}\0{path.stat().st_size}\0".encode(errors="surrogateescape"))
             digest.update(bytes.fromhex(sha256(path)))
         return digest.hexdigest()
+
+    def _keep(self, place: Path, found: str) -> None:
+        try:
+            write_text(place, found)
+        except (OSError, StageFailedError) as error:
+            self.output.say(f"the hash of the images cannot be kept, every start will read them again: {error}")
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -101,3 +140,12 @@ class ImageFiles:
         around = {self.root / each for folder in folders for each in (folder, *folder.parents)}
         tables = [Metadata.of(folder) for folder in sorted(around | {self.top or self.root})]
         return [table for table in tables if table]
+
+
+def _kept(place: Path) -> str | None:
+    """Return a hash that was kept, or None when there is none that is whole."""
+    try:
+        text = place.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+    return text if re.fullmatch("[0-9a-f]{64}", text) else None

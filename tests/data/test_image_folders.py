@@ -1,9 +1,15 @@
 """Folders of loose image files: which of them are images, which split they fall to, what identifies them."""
 
+import hashlib
+import os
+import time
+
 import pytest
 import torch
 
 from edgediff import data
+from edgediff.artifacts import sha256
+from edgediff.data import image_files
 from edgediff.errors import BadInputError
 from edgediff.recipe import DataConfig
 
@@ -56,6 +62,79 @@ def test_the_hash_of_a_folder_follows_names_and_contents(photos):
     assert load(photos).sha256 == first != changed
     path.unlink()
     assert load(photos).sha256 not in (first, changed)
+
+
+def by_hand(images):
+    """The hash as it is defined, of states and caches that users have."""
+    whole = hashlib.sha256()
+    for name in images.encoded.names:
+        content = (images.encoded.root / name).read_bytes()
+        whole.update(f"{name}\0{len(content)}\0".encode() + hashlib.sha256(content).digest())
+    return whole.hexdigest()
+
+
+@pytest.fixture
+def was_read(monkeypatch):
+    """The names of the files that were read for a hash."""
+    found = []
+    monkeypatch.setattr(image_files, "sha256", lambda path: found.append(path.name) or sha256(path))
+    return found
+
+
+@pytest.fixture
+def settled(monkeypatch, photos):
+    """A minute after the photos were made."""
+    later = time.time_ns() + 60 * 10**9
+    monkeypatch.setattr(time, "time_ns", lambda: later)
+
+
+def test_files_are_read_for_the_hash_once_until_one_changes(photos, settled, was_read):
+    first = load(photos)
+    assert first.sha256 == by_hand(first) and len(was_read) == len(first)
+    was_read.clear()
+    assert load(photos).sha256 == first.sha256 and was_read == []
+    path = photos / names(first)[0]
+    os.utime(path, ns=(0, 0))
+    assert load(photos).sha256 == first.sha256 and len(was_read) == len(first)
+
+
+def test_a_change_that_keeps_size_and_time_changes_the_hash(photos, settled):
+    """Archives may give all their files one time, and pictures without compression have one size."""
+    first = load(photos)
+    path = photos / names(first)[0]
+    before, content, status = first.sha256, path.read_bytes(), path.stat()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    changed = load(photos)
+    assert changed.sha256 == by_hand(changed) != before
+
+
+def test_the_hash_of_files_that_have_just_changed_is_not_trusted(photos, was_read):
+    first = load(photos)
+    assert first.sha256 == load(photos).sha256 and len(was_read) == 2 * len(first)
+
+
+def test_the_hashes_of_two_folders_are_kept_apart(photos, settled, was_read):
+    assert load(photos).sha256 == load(photos.rename(f"{photos}-moved")).sha256
+    assert len(was_read) == 2 * len(set(was_read))
+
+
+@pytest.mark.parametrize("text", ["", "0123", "\xff"])
+def test_a_kept_hash_that_is_none_is_made_again(photos, settled, user_cache, text):
+    wanted = load(photos).sha256
+    (kept,) = user_cache.rglob("*-images-sha256.txt")
+    kept.write_bytes(text.encode("latin1"))
+    assert load(photos).sha256 == wanted == kept.read_text()
+
+
+def test_a_hash_that_cannot_be_kept_is_told_of(photos, settled, tmp_path_factory, monkeypatch, output):
+    file = tmp_path_factory.mktemp("home") / "file"
+    file.write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(file))
+    images = data.load(DataConfig(name=str(photos)), "train", shape=SHAPE, output=output)
+    assert images.sha256 == by_hand(images)
+    (said,) = output.said
+    assert said.startswith("the hash of the images cannot be kept")
 
 
 @pytest.mark.parametrize("test_name", ["test", "validation", "valid", "val"])
