@@ -6,10 +6,15 @@ over all steps, processes and accumulated batches.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections import OrderedDict
 
 import torch
 from torch import Tensor
+
+# A batch in order needs the epoch of the one before, or two of them at a border. One of targets in a fresh order needs
+# all epochs that they go over: 4 bytes a target, so all of 16 million are kept.
+KEPT_BYTES = 64 * 2**20
+KEPT_ALWAYS = 4  # permutations, however large
 
 
 def visited(positions: Tensor, *, count: int, seed: int) -> Tensor:
@@ -21,7 +26,7 @@ def visited(positions: Tensor, *, count: int, seed: int) -> Tensor:
     items = torch.empty_like(positions)
     for epoch in epochs.unique().tolist():
         inside = epochs == epoch
-        items[inside] = _permutation(count, mixed(seed, epoch))[positions[inside] % count]
+        items[inside] = _permutations(count, mixed(seed, epoch))[positions[inside] % count].long()
     return items
 
 
@@ -48,6 +53,24 @@ def mixed(seed: int, counter: int) -> int:
     return (value ^ (value >> 31)) >> 1
 
 
-@lru_cache(maxsize=4)  # a batch needs the epoch of the one before, or two of them at a border
-def _permutation(count: int, seed: int) -> Tensor:
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+class _Permutations:
+    """Permutations by (count, seed), drawn when they are asked for; what was not asked for longest goes."""
+
+    def __init__(self) -> None:
+        self.drawn: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
+        self.bytes = 0
+
+    def __call__(self, count: int, seed: int) -> Tensor:
+        """Return the permutation (count,)."""
+        if (count, seed) not in self.drawn:
+            order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+            self.drawn[count, seed] = order.int() if count < 2**31 else order
+            self.bytes += self.drawn[count, seed].nbytes
+        self.drawn.move_to_end((count, seed))
+        while self.bytes > KEPT_BYTES and len(self.drawn) > KEPT_ALWAYS:
+            _, oldest = self.drawn.popitem(last=False)
+            self.bytes -= oldest.nbytes
+        return self.drawn[count, seed]
+
+
+_permutations = _Permutations()
