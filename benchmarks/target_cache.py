@@ -20,8 +20,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from edgediff import model_folder, samples, teacher
 from edgediff.artifacts import made, write_json
+from edgediff.data.shards import Shard
 from edgediff.distill import starting_student, taught_batches
-from edgediff.distillation.cache import TargetCache
+from edgediff.distillation.cache import SHARDS
 from edgediff.distillation.objective import Distillation
 from edgediff.output import Output
 from edgediff.pruning import widths_for_ratio
@@ -82,8 +83,7 @@ def measure(batch_size: int, kd: str, precision: str, folder: Path) -> dict[str,
             seconds = step()
             if index >= 2:
                 taken[name].append(seconds)
-    warm = kinds["warm"].batches.teaching
-    assert isinstance(warm, TargetCache)
+    shard = next((folder / "warm").glob(SHARDS))
     return {
         "batch_size": batch_size,
         "kd": kd,
@@ -93,7 +93,7 @@ def measure(batch_size: int, kd: str, precision: str, folder: Path) -> dict[str,
             name: statistics.median(a / b for a, b in zip(taken["live"], values, strict=True))
             for name, values in taken.items()
         },
-        "bytes_a_target": warm.report()["bytes"] / targets,
+        "bytes_a_target": shard.stat().st_size / Shard(shard).entries,
     }
 
 

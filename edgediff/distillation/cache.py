@@ -26,13 +26,16 @@ from torch import Tensor
 
 from edgediff.artifacts import MANIFEST, first_file, read_object, write_json
 from edgediff.data.order import visited
-from edgediff.data.shards import CHECKSUMS, OPEN, SHARD_BYTES, Shard, checksum, refuse_another
+from edgediff.data.shards import CHECKSUMS, OPEN, Shard, checksum, refuse_another
 from edgediff.distillation.targets import LiveTeacher, Targets
 from edgediff.errors import BadInputError, StageFailedError
 from edgediff.losses.terms import batch_sum
 from edgediff.training.batches import NoisedBatch
 
 FORMAT = 1
+# About, of every shard but those of larger entries. A cache may be begun with a few targets and grow to millions, so it
+# does not depend on how many are asked for: small enough to be written in vain, large enough to be few.
+SHARD_BYTES = 16 * 2**20
 LARGEST_HALF, HALF_BYTES = 65504.0, 2
 NO_FEATURES = "no"
 HINT = "give another folder with `distill.cache.folder=`, or delete this one"
@@ -182,7 +185,7 @@ class TargetCache:
             if found is not None:
                 self._entries_a_shard = found.entries
             elif row is not None:
-                self._entries_a_shard = _entries_a_shard(self.count, sum(maps.nbytes for maps in row))
+                self._entries_a_shard = _entries_a_shard(sum(maps.nbytes for maps in row))
             else:
                 return None
         index = number // self._entries_a_shard
@@ -223,12 +226,12 @@ def disk_bytes(entries: int, visited: int, shapes: Iterable[Sequence[int]]) -> i
     Shards are made whole, so it may be more than its entries are.
     """
     size = HALF_BYTES * sum(map(math.prod, shapes))
-    a_shard = _entries_a_shard(entries, size)
+    a_shard = _entries_a_shard(size)
     return math.ceil(min(entries, visited) / a_shard) * a_shard * size
 
 
-def _entries_a_shard(entries: int, size: int) -> int:
-    return max(1, min(entries, SHARD_BYTES // size))
+def _entries_a_shard(size: int) -> int:
+    return max(1, SHARD_BYTES // size)
 
 
 def check_source(folder: Path, source: dict[str, str]) -> None:

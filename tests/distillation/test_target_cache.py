@@ -9,8 +9,9 @@ import torch
 from diffusers import DDPMScheduler
 
 from edgediff import data, model_folder
+from edgediff.data.shards import Shard
 from edgediff.distillation import cache
-from edgediff.distillation.cache import TargetCache
+from edgediff.distillation.cache import SHARD_BYTES, TargetCache
 from edgediff.distillation.targets import LiveTeacher, TaughtBatches
 from edgediff.errors import BadInputError
 from edgediff.recipe import DataConfig
@@ -94,7 +95,7 @@ def test_a_training_does_not_depend_on_how_warm_its_cache_is(opened, tmp_path):
 
     (shard,) = (tmp_path / "targets").glob("shard-*.safetensors")
     content = bytearray(shard.read_bytes())
-    content[-1] ^= 255  # in the last entry's prediction
+    content[Shard(shard).offsets["map000"] + COUNT * 28 * 28 * 2 - 1] ^= 255  # in the last entry's prediction
     shard.write_bytes(content)
     mended_batches, teacher = opened()
     mended = steps(mended_batches, 9)
@@ -169,6 +170,25 @@ def test_a_cache_grows_and_serves_fewer(opened):
     assert teacher.asked == 0
 
 
+def test_shards_have_one_size_however_few_targets_a_cache_was_begun_with(opened, tmp_path):
+    sizes = []
+    for targets in (2, COUNT):
+        folder = tmp_path / str(targets)
+        steps(opened(folder=folder, targets=targets)[0], 1)
+        sizes += [shard.stat().st_size for shard in folder.glob("shard-*.safetensors")]
+    assert len(sizes) == 2 and sizes[0] == sizes[1] == pytest.approx(SHARD_BYTES, rel=0.01)
+
+
+def test_a_cache_whose_shards_have_another_size_goes_on_with_it(opened, tmp_path, monkeypatch):
+    monkeypatch.setattr("edgediff.distillation.cache.SHARD_BYTES", 6 * 28 * 28 * 2)
+    first = steps(opened()[0], 2)
+    monkeypatch.undo()
+    batches, teacher = opened()
+    again = steps(batches, 3)
+    assert all(same(*pair) for pair in zip(first, again, strict=False)) and teacher.asked == BATCH
+    assert len(list((tmp_path / "targets").glob("shard-*.safetensors"))) == COUNT // 6
+
+
 def test_shards_are_plain_safetensors(opened, tmp_path):
     from safetensors.numpy import load_file
 
@@ -176,7 +196,7 @@ def test_shards_are_plain_safetensors(opened, tmp_path):
     kept = steps(batches, 3)
     (shard,) = (tmp_path / "targets").glob("shard-*.safetensors")
     tensors = load_file(shard)
-    assert tensors["map000"].dtype == np.float16 and tensors["map000"].shape == (COUNT, 1, 28, 28)
+    assert tensors["map000"].dtype == np.float16 and tensors["map000"].shape[1:] == (1, 28, 28)
     assert np.array_equal(tensors["map000"][:BATCH], kept[0].targets.prediction.numpy().astype(np.float16))
     assert json.loads((tmp_path / "targets" / "manifest.json").read_text())["teacher"] == "t"
 
