@@ -6,11 +6,13 @@ visits read it: a cold cache fills while training goes on, at the cost of traini
 
 Shards are safetensors files of a fixed number of entries, made whole and full of zeros, so that a full disk shows
 when a shard is made and never in the middle of a memory-mapped one. Every map has a checksum; an entry that does not
-match its own (never written, torn by a crash, damaged) is computed again.
+match its own (never written, torn by a crash, damaged) is computed again. On a full disk, or where the folder may only
+be read, what is there is read and the rest computed every time.
 """
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import time
@@ -21,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from torch import Tensor
 
 from edgediff.artifacts import MANIFEST, first_file, read_object, write_json
@@ -41,6 +43,7 @@ NO_FEATURES = "no"
 HINT = "give another folder with `distill.cache.folder=`, or delete this one"
 SHARDS = "shard-*.safetensors"
 DAMAGE = (ValueError, KeyError)  # what opening a shard that is not whole raises
+READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 COST = "teacher_seconds_a_target"  # in the manifest, beside the identity
 
 
@@ -146,11 +149,15 @@ class TargetCache:
             self.live = replace(self.live, points=_points(self._identity["features"]))
 
     def _describe(self) -> None:
-        """Write the manifest, unless the disk is full."""
+        """Write the manifest, unless the disk is full or the folder may only be read."""
         cost = {COST: self.seconds_a_target} if self.seconds_a_target else {}
         try:
             write_json(self.folder / MANIFEST, {**self._identity, **cost})
         except StageFailedError as error:
+            self._stop_growing(error)
+        except OSError as error:
+            if error.errno not in READ_ONLY:
+                raise
             self._stop_growing(error)
 
     def _compute(self, entries: Tensor, batch: NoisedBatch) -> list[list[np.ndarray]]:
@@ -170,12 +177,11 @@ class TargetCache:
         return shard.read(number % shard.entries, shard.names[: self.maps]) if shard else None
 
     def _write(self, number: int, row: list[np.ndarray]) -> None:
-        shard = self._shard(number, row)
-        if shard is None:
-            return
         try:
-            shard.write(number % shard.entries, row)
-        except OSError as error:
+            shard = self._shard(number, row)
+            if shard is not None:
+                shard.write(number % shard.entries, row)
+        except (OSError, StageFailedError) as error:
             self._stop_growing(error)
 
     def _shard(self, number: int, row: list[np.ndarray] | None) -> _GrowingShard | None:
@@ -198,25 +204,26 @@ class TargetCache:
             except DAMAGE:
                 if row is not None and self._growing:
                     path.unlink(missing_ok=True)
-        return self._open(path) if row is not None and self._growing and self._make(path, row) else None
+        if row is None or not self._growing:
+            return None
+        self._make(path, row)
+        return self._open(path)
 
-    def _make(self, path: Path, row: list[np.ndarray]) -> bool:
-        """Make a shard of zeros; return whether the disk had room for it."""
+    def _make(self, path: Path, row: list[np.ndarray]) -> None:
+        """Make a shard of zeros.
+
+        Raises: StageFailedError when the disk is full; OSError where nothing may be written.
+        """
         entries = self._entries_a_shard or 1
         tensors: dict[str, np.ndarray] = {CHECKSUMS: np.zeros((entries, len(row)), np.uint32)}
         for place, maps in enumerate(row):
             tensors[f"map{place:03}"] = np.zeros((entries, *maps.shape), np.float16)
-        try:
-            with first_file(path) as temporary:  # another process may make it too
-                save_file(tensors, temporary)
-        except StageFailedError as error:
-            self._stop_growing(error)
-            return False
-        return True
+        with first_file(path) as temporary:  # another process may make it too
+            temporary.write_bytes(save(tensors))
 
     def _stop_growing(self, error: Exception) -> None:
         if self._growing:
-            self.tell(f"the target cache cannot grow, training goes on without it: {error}")
+            self.tell(f"the target cache cannot grow, what it lacks is computed every time: {error}")
         self._growing = False
 
 
@@ -264,11 +271,16 @@ class _GrowingShard(Shard):
     descriptor = -1
 
     def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDWR)
         super().__init__(path)
+        self.path = path
 
     def write(self, place: int, maps: list[np.ndarray]) -> None:
-        """Write an entry, its checksums last."""
+        """Write an entry, its checksums last.
+
+        Raises: OSError when the file may not be written.
+        """
+        if self.descriptor < 0:
+            self.descriptor = os.open(self.path, os.O_RDWR)
         for name, values in zip(self.names, maps, strict=True):
             data = np.ascontiguousarray(values).tobytes()
             os.pwrite(self.descriptor, data, self.offsets[name] + place * len(data))

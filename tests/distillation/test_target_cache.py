@@ -1,7 +1,10 @@
 """Teacher targets on disk: exact, bounded, refused when they are another teacher's, and never in the way."""
 
+import errno
 import json
+import os
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -221,6 +224,65 @@ def test_a_disk_that_is_full_from_the_start_is_in_nobody_s_way(opened, tiny_disk
     steps(batches, 3)
     assert teacher.asked == COUNT and len(said) == 1 and "no space left" in said[0]
     assert batches.teaching.report()["computed"] == COUNT
+
+
+def read_only(disk):
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+
+
+def test_what_may_only_be_read_is_read_and_the_rest_computed(opened, tiny_disk, monkeypatch):
+    """Of three batches one is missing in a shard that is there, and one in a shard that is not."""
+    monkeypatch.setattr("edgediff.distillation.cache.SHARD_BYTES", 12 * 28 * 28 * 2)
+    folder, said = tiny_disk / "targets", []
+    first = steps(opened(folder=folder)[0], 2)
+    manifest = (folder / "manifest.json").read_text()
+    read_only(tiny_disk)
+    batches, teacher = opened(folder=folder, targets=2 * COUNT, said=said)
+    again = steps(batches, 2)
+    assert all(same(*pair) for pair in zip(first, again, strict=True)) and teacher.asked == 0 and said == []
+    steps(batches, 4)
+    assert teacher.asked == 2 * BATCH
+    assert len(said) == 1 and "Read-only file system" in said[0]
+    assert batches.teaching.report()["computed"] == 2 * BATCH
+    assert (folder / "manifest.json").read_text() == manifest
+
+
+def test_a_damaged_shard_that_may_only_be_read_is_computed_every_time(opened, tiny_disk, monkeypatch):
+    monkeypatch.setattr("edgediff.distillation.cache.SHARD_BYTES", COUNT * 28 * 28 * 2)
+    folder, said = tiny_disk / "targets", []
+    steps(opened(folder=folder)[0], 3)
+    (shard,) = folder.glob("shard-*.safetensors")
+    shard.write_bytes(shard.read_bytes()[:100])
+    read_only(tiny_disk)
+    batches, teacher = opened(folder=folder, said=said)
+    steps(batches, 6)
+    assert teacher.asked == 2 * COUNT and len(said) == 1
+
+
+def test_a_cache_that_cannot_be_begun_is_in_nobody_s_way(opened, tiny_disk):
+    read_only(tiny_disk)
+    said = []
+    batches, teacher = opened(folder=tiny_disk / "targets", said=said)
+    steps(batches, 3)
+    assert teacher.asked == COUNT and len(said) == 1 and "Read-only file system" in said[0]
+    assert batches.teaching.report()["computed"] == COUNT
+
+
+def test_shards_of_somebody_else_are_read(opened, monkeypatch):
+    first = steps(opened()[0], 2)
+    opening = os.open
+
+    def refuse(path, flags, *rest, **more):  # tests may run as root, whom permissions do not bind
+        if flags & os.O_RDWR and str(path).endswith(".safetensors"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opening(path, flags, *rest, **more)
+
+    monkeypatch.setattr(os, "open", refuse)
+    said = []
+    batches, teacher = opened(said=said)
+    again = steps(batches, 3)
+    assert all(same(*pair) for pair in zip(first, again, strict=False)) and teacher.asked == BATCH
+    assert len(said) == 1 and "Permission denied" in said[0]
 
 
 def test_a_full_disk_leaves_training_uncached_and_says_so(opened, tiny_disk, monkeypatch):
