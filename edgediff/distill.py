@@ -70,6 +70,7 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
     objective = Distillation(small, teachers, recipe.distill).to(processes.device())
     cache_folder = Path(recipe.distill.cache.folder or run.targets)
     batches = taught_batches(small, teachers, images, recipe, cache_folder, output.say)
+    cache = batches.teaching if isinstance(batches.teaching, TargetCache) else None
     done = checkpoint.finished_steps(run.checkpoints) if resume else 0
     with output.progress("distill", settings.steps, done) as progress:
         result = train(
@@ -85,15 +86,16 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
             },
             resume=resume,
             on_step=lambda record: progress.advance(note=_note(record.values)),
+            counts=cache.counts if cache else dict,
         )
-    cache = batches.teaching.report() if isinstance(batches.teaching, TargetCache) else None
+    report = cache.report(result.counts) if cache else None
     summary = TrainingSummary(
         kd=loss_words(recipe.distill.kd),
         steps=result.steps,
         batch_size=result.global_batch,
         steps_per_second=result.steps_per_second,
         final=log.last_mean(log.read(run.train_log)),
-        cache=cache,
+        cache=report,
     )
     if processes.is_main():
         with atomic_folder(run.student) as temporary:
@@ -107,13 +109,15 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
                 resumed_at=result.resumed_at,
                 settings=result.settings,
             )
+        if cache and report:
+            cache.remember_cost(report)  # last: should it fail, the student is there
     processes.wait_for_everyone()
     output.stage("distill", f"{summary.steps} steps, {summary.steps_per_second:.2f} a second")
-    if cache is not None:
+    if report is not None:
         output.stage(
             "",
-            f"target cache: {cache['read']:,.0f} read, {cache['computed']:,.0f} computed, "
-            f"{number(cache['teacher_seconds_saved'], ' s')} of the teacher saved",
+            f"target cache: {report['read']:,.0f} read, {report['computed']:,.0f} computed, "
+            f"{number(report['teacher_seconds_saved'], ' s')} of the teacher saved",
         )
     return summary
 

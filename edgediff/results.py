@@ -321,9 +321,11 @@ class TrainingSummary(Result):
     kd: str
     steps: int
     batch_size: int
-    steps_per_second: float
+    steps_per_second: float  # of all steps, in whatever parts they were trained
     final: dict[str, float]  # mean of the logged quantities over the last tenth of the steps
-    cache: dict[str, float] | None = None  # what the target cache read, computed and saved, when there was one
+    cache: dict[str, float] | None = (
+        None  # what the target cache read, computed and saved in all steps, when there was one
+    )
 
 
 class BudgetComparison(Result):

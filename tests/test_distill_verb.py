@@ -1,5 +1,6 @@
 """The verb `distill`: every objective, what is logged, resuming, refusals."""
 
+import errno
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from edgediff import data, model_folder
-from edgediff.artifacts import read_json, sha256, write_text
+from edgediff.artifacts import read_json, sha256, write_json, write_text
 from edgediff.distill import distill, taught_batches
 from edgediff.distillation.objective import Distillation
 from edgediff.errors import BadInputError, StageFailedError
@@ -111,6 +112,34 @@ def test_a_target_cache_changes_nothing_but_the_time(pruned, small_recipe, quiet
     warm = distill(pruned, recipe, quiet)
     assert (warm.cache["computed"], warm.cache["read"]) == (0, 18)
     assert sha256(pruned.student / WEIGHTS) == weights
+
+
+def test_a_resumed_training_counts_what_all_its_parts_did(pruned, small_recipe, quiet, tmp_path):
+    def of(steps):
+        training = {**SHORT["training"], "steps": steps}
+        return small_recipe(
+            distill={"cache": {"targets": 6, "folder": str(tmp_path / "targets")}, "training": training}
+        )
+
+    first = distill(pruned, of(2), quiet)
+    shutil.rmtree(pruned.student)
+    whole = distill(pruned, of(5), quiet, resume=True)
+    assert (first.cache["computed"], first.cache["read"]) == (4, 0)
+    assert (whole.cache["computed"], whole.cache["read"]) == (6, 4)
+    assert whole.cache["teacher_seconds"] > first.cache["teacher_seconds"]
+
+
+def test_the_student_is_there_before_its_cache_is_finished(pruned, small_recipe, quiet, monkeypatch):
+    def fail(path, value):
+        if "teacher_seconds_a_target" in value:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        write_json(path, value)
+
+    monkeypatch.setattr("edgediff.distillation.cache.write_json", fail)
+    recipe = small_recipe(distill={"cache": {"targets": 6}, **SHORT})
+    with pytest.raises(OSError, match="Input/output error"):
+        distill(pruned, recipe, quiet)
+    assert distill(pruned, recipe, quiet).cache["computed"] == 6  # nothing left to do
 
 
 def test_without_a_teacher_the_seed_is_the_trainings_whatever_the_cache(pruned, small_recipe, quiet, tmp_path):
@@ -264,7 +293,8 @@ def test_killed_three_times_it_ends_with_the_same_weights(targets, pruned, small
     for moment in (5, 20, 40):
         assert kill_when(pruned, moment, command) == -signal.SIGKILL
     assert 40 <= steps_done(pruned) < 90
-    distill(pruned, recipe, quiet, resume=True)
+    summary = distill(pruned, recipe, quiet, resume=True)
+    assert not targets or summary.cache["read"] + summary.cache["computed"] == 90 * 4
     assert sha256(pruned.student / WEIGHTS) == sha256(straight.student / WEIGHTS)
     assert pruned.train_log.read_text() == straight.train_log.read_text()
     assert len(read_json(pruned.student / "manifest.json")["resumed_at"]) == 3

@@ -16,7 +16,7 @@ import errno
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -44,6 +44,7 @@ HINT = "give another folder with `distill.cache.folder=`, or delete this one"
 SHARDS = "shard-*.safetensors"
 DAMAGE = (ValueError, KeyError)  # what opening a shard that is not whole raises
 READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+COUNTED = ("read", "computed", "teacher_seconds")
 COST = "teacher_seconds_a_target"  # in the manifest, beside the identity
 
 
@@ -118,24 +119,29 @@ class TargetCache:
         prediction, *features = (maps.to(batch.sample.device).float() for maps in stacked)
         return Targets(prediction, tuple(features))
 
-    def report(self) -> dict[str, float]:
-        """Return what all processes did with it: targets read and computed, teacher seconds spent and saved, and what
-        it takes on disk.
-        """
+    def counts(self) -> dict[str, float]:
+        """Return how many targets all processes read and computed since they opened it, and the teacher's seconds."""
         mine = torch.tensor([self.hits, self.misses, self.live_seconds], dtype=torch.float64)
         device = next(self.live.teachers[0].model.parameters()).device
-        read, computed, seconds = batch_sum(mine.to(device)).tolist()
-        if computed:
-            self.seconds_a_target = seconds / computed
-            self._describe()
+        return dict(zip(COUNTED, batch_sum(mine.to(device)).tolist(), strict=True))
+
+    def report(self, counts: Mapping[str, float]) -> dict[str, float]:
+        """Return what a training with these counts did with it, teacher seconds saved, and what it takes on disk."""
+        read, computed, seconds = (counts.get(name, 0.0) for name in COUNTED)
         return {
             "targets": self.count,
             "read": round(read),
             "computed": round(computed),
             "teacher_seconds": seconds,
-            "teacher_seconds_saved": read * self.seconds_a_target,
+            "teacher_seconds_saved": read * (seconds / computed if computed else self.seconds_a_target),
             "bytes": sum(file.stat().st_size for file in self.folder.glob(SHARDS)),
         }
+
+    def remember_cost(self, report: Mapping[str, float]) -> None:
+        """Write down what a target cost the teacher, for trainings that read only."""
+        if report["computed"]:
+            self.seconds_a_target = report["teacher_seconds"] / report["computed"]
+            self._describe()
 
     def _join(self) -> None:
         """Go on with the cache that is there, or raise BadInputError."""

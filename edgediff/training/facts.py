@@ -38,8 +38,14 @@ def starting_facts(
     # Through JSON, in which a saved one comes back.
     wanted = json.loads(json.dumps({**identity, "training": fixed}))
     if not path.exists():
-        return {"identity": wanted, "step": 0, "resumed_at": [], "settings": [{"from_step": 0, **settings}]}
-    facts = checkpoint.read_facts(path)
+        return {
+            "identity": wanted,
+            "step": 0,
+            "counts": {},
+            "resumed_at": [],
+            "settings": [{"from_step": 0, **settings}],
+        }
+    facts = {"counts": {}, **checkpoint.read_facts(path)}  # older states did not count
     facts["identity"] = without(facts["identity"], ONCE_FIXED)
     if not resume:
         state = "a finished" if facts["step"] == facts["settings"][-1]["steps"] else "an unfinished"

@@ -63,9 +63,14 @@ class TrainingResult:
 
     steps: int
     global_batch: int  # samples of an update, over all processes
-    steps_per_second: float
+    counts: dict[str, float]  # `steps` that led here and their `seconds`, and what the caller counted in them
     resumed_at: list[int]
     settings: list[dict[str, Any]]  # the adjustable settings, with the step from which they held
+
+    @property
+    def steps_per_second(self) -> float:
+        """Of all steps that led here, in whatever parts they were trained; 0 where states did not count them yet."""
+        return self.counts["steps"] / self.counts["seconds"] if self.counts.get("seconds") else 0.0
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:
@@ -89,6 +94,7 @@ def train(
     on_step: Callable[[StepRecord], None],
     snapshots: Collection[int] = (),
     on_snapshot: Callable[[int], None] = lambda step: None,
+    counts: Callable[[], Mapping[str, float]] = dict,
 ) -> TrainingResult:
     """Train `model` in place for `config.steps` steps and leave the averaged weights in it.
 
@@ -106,6 +112,8 @@ def train(
           snapshots: the numbers of finished steps after which `on_snapshot` is called in the main process, with the
           averaged weights in `model` for that moment. No state says that such a step is finished before the call has
           returned, so a training that is killed meanwhile makes the call again.
+          counts: from all processes to numbers, of all of them, since this call; kept in the state and added up over
+          the parts of a training.
     Raises: BadInputError when a state exists and `resume` is false, or belongs to another training, or has more
             steps behind it than `config.steps`; for a precision that this device does not train in, and for a launcher
             whose engine keeps a state of its own; MissingExtraError for a tracker that is not installed;
@@ -120,7 +128,7 @@ def train(
     accelerator = processes.accelerator(config.gradient_accumulation)
     path = checkpoints / checkpoint.FILE_NAME
     facts = starting_facts(path, identity, config, processes=accelerator.num_processes, resume=resume)
-    start = facts["step"]
+    start, before = facts["step"], facts["counts"]
     with ExitStack() as stack:
         stack.enter_context(processes.naming_lost_process())
         processes.check_agreement({key: facts[key] for key in ("identity", "step")})
@@ -146,6 +154,8 @@ def train(
             if lines is not None:
                 lines.flush()  # first: it may be ahead of the state after a kill, never behind it
             facts["step"] = step
+            now = {"steps": step - start, "seconds": time.perf_counter() - clock, **counts()}
+            facts["counts"] = {name: before.get(name, 0) + value for name, value in now.items()}
             if update.scaler.is_enabled():
                 facts["grad_scaler"] = update.scaler.state_dict()
             checkpoint.save(path, model=trained, ema=ema, optimizer=optimizer, facts=facts)
@@ -189,12 +199,10 @@ def train(
             copy_buffers(trained, model)
         ema.copy_to(model)
         model.eval()
-        elapsed = time.perf_counter() - clock
-    done = config.steps - start
     return TrainingResult(
         steps=config.steps,
         global_batch=facts["identity"]["training"]["global_batch"],
-        steps_per_second=done / elapsed if done else 0.0,
+        counts=facts["counts"],
         resumed_at=facts["resumed_at"],
         settings=facts["settings"],
     )

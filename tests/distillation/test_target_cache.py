@@ -64,6 +64,13 @@ def steps(batches, count):
     return [batches(step, torch.arange(step * BATCH, (step + 1) * BATCH)) for step in range(count)]
 
 
+def report(batches):
+    """What is said of a training in one part, and written down."""
+    found = batches.teaching.report(batches.teaching.counts())
+    batches.teaching.remember_cost(found)
+    return found
+
+
 def same(one, other):
     return torch.equal(one.sample, other.sample) and torch.equal(one.targets.prediction, other.targets.prediction)
 
@@ -74,9 +81,18 @@ def test_every_target_is_computed_once(opened):
     assert teacher.asked == COUNT
     steps(batches, 12)
     assert teacher.asked == COUNT
-    told = batches.teaching.report()
+    told = report(batches)
     assert (told["computed"], told["read"]) == (COUNT, 12 * BATCH)
     assert told["teacher_seconds_saved"] == pytest.approx(told["teacher_seconds"] * 12 * BATCH / COUNT)
+
+
+def test_what_a_target_costs_is_known_to_trainings_that_only_read(opened):
+    cold, _ = opened()
+    steps(cold, 3)
+    cost = report(cold)["teacher_seconds"] / COUNT
+    warm, _ = opened()
+    steps(warm, 3)
+    assert report(warm)["teacher_seconds_saved"] == pytest.approx(COUNT * cost)
 
 
 def test_targets_are_the_teachers_in_half_precision(opened, loaded):
@@ -223,7 +239,7 @@ def test_a_disk_that_is_full_from_the_start_is_in_nobody_s_way(opened, tiny_disk
     batches, teacher = opened(folder=tiny_disk / "targets", said=said)
     steps(batches, 3)
     assert teacher.asked == COUNT and len(said) == 1 and "no space left" in said[0]
-    assert batches.teaching.report()["computed"] == COUNT
+    assert report(batches)["computed"] == COUNT
 
 
 def read_only(disk):
@@ -243,7 +259,7 @@ def test_what_may_only_be_read_is_read_and_the_rest_computed(opened, tiny_disk, 
     steps(batches, 4)
     assert teacher.asked == 2 * BATCH
     assert len(said) == 1 and "Read-only file system" in said[0]
-    assert batches.teaching.report()["computed"] == 2 * BATCH
+    assert report(batches)["computed"] == 2 * BATCH
     assert (folder / "manifest.json").read_text() == manifest
 
 
@@ -265,7 +281,7 @@ def test_a_cache_that_cannot_be_begun_is_in_nobody_s_way(opened, tiny_disk):
     batches, teacher = opened(folder=tiny_disk / "targets", said=said)
     steps(batches, 3)
     assert teacher.asked == COUNT and len(said) == 1 and "Read-only file system" in said[0]
-    assert batches.teaching.report()["computed"] == COUNT
+    assert report(batches)["computed"] == COUNT
 
 
 def test_shards_of_somebody_else_are_read(opened, monkeypatch):

@@ -71,6 +71,7 @@ def run(
     on_step=lambda record: None,
     snapshots=(),
     on_snapshot=lambda step, network: None,
+    counts=dict,
 ) -> tuple[nn.Module, TrainingResult]:
     """Train in `folder`, with a call of `before(step)` in the middle of every step.
 
@@ -93,6 +94,7 @@ def run(
         on_step=on_step,
         snapshots=snapshots,
         on_snapshot=lambda step: on_snapshot(step, network),
+        counts=counts,
     )
     return network, result
 

@@ -160,9 +160,11 @@ def test_the_state_has_its_agreed_form(tmp_path):
         "trackers": [],
     }
     fixed = {"weight_decay": 0.0, "ema_decay": 0.9, "precision": "fp32", "seed": 5, "global_batch": 8}
-    assert facts == {
+    seconds = facts["counts"].pop("seconds")
+    assert seconds > 0 and facts == {
         "identity": {**IDENTITY, "training": fixed},
         "step": 10,
+        "counts": {"steps": 10},
         "resumed_at": [],
         "settings": [{"from_step": 0, **adjustable, "processes": 1}],
     }
@@ -214,7 +216,7 @@ def test_ctrl_c_while_the_last_state_is_written_is_not_lost(tmp_path, monkeypatc
         run(tmp_path)
     monkeypatch.undo()
     model, result = run(tmp_path, resume=True)
-    assert result.steps_per_second == 0 and result.resumed_at == [40]
+    assert result.counts["steps"] == 40 and result.resumed_at == [40]
     assert weights(model) == weights(run(tmp_path / "straight")[0])
 
 
@@ -269,6 +271,26 @@ def test_an_infinite_gradient_of_a_finite_loss_is_found(tmp_path):
     with pytest.raises(StageFailedError, match=r"step 1 \(grad_norm"):
         run(tmp_path, network=Root())
     assert not state_of(tmp_path).exists() and log_of(tmp_path) == []
+
+
+def test_what_is_counted_is_of_the_whole_training_in_whatever_parts(tmp_path):
+    """Steps behind the last state are trained again, and count once."""
+    seen = []
+
+    def broken(step):
+        seen.append(step)
+        if step == 10:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        run(tmp_path, before=broken, counts=lambda: {"seen": len(seen)})
+    first = checkpoint.read_facts(state_of(tmp_path))["counts"]
+    assert (first["steps"], first["seen"]) == (8, 8)
+    seen.clear()
+    _, result = run(tmp_path, resume=True, before=seen.append, counts=lambda: {"seen": len(seen)})
+    assert (result.counts["steps"], result.counts["seen"]) == (40, 40)
+    assert result.counts["seconds"] > first["seconds"]
+    assert result.steps_per_second == 40 / result.counts["seconds"]
 
 
 def test_what_may_change_on_resuming_and_what_may_not(tmp_path):
