@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ def starting_facts(
 ) -> dict[str, Any]:
     """Return the facts with which a training begins: those of the state at `path`, or of none.
 
+    `run` tells it from every other training, and stays its own however often it is resumed.
+
     Args: identity: everything the result depends on beside `config`, as JSON.
     Raises: BadInputError when a state exists and `resume` is false, or belongs to another training, or has more
             steps behind it than `config.steps`; CorruptArtifactError when it is not a complete checkpoint.
@@ -40,12 +43,13 @@ def starting_facts(
     if not path.exists():
         return {
             "identity": wanted,
+            "run": uuid.uuid4().hex,
             "step": 0,
             "counts": {},
             "resumed_at": [],
             "settings": [{"from_step": 0, **settings}],
         }
-    facts = {"counts": {}, **checkpoint.read_facts(path)}  # older states did not count
+    facts = {"run": uuid.uuid4().hex, "counts": {}, **checkpoint.read_facts(path)}  # older states have neither
     facts["identity"] = without(facts["identity"], ONCE_FIXED)
     if not resume:
         state = "a finished" if facts["step"] == facts["settings"][-1]["steps"] else "an unfinished"

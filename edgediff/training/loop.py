@@ -147,7 +147,7 @@ def train(
         lines = show = None
         if accelerator.is_main_process:
             lines = stack.enter_context(open_log(log, start))
-            show = stack.enter_context(tracking(config.trackers, log.parent, start=start))
+            show = stack.enter_context(tracking(config.trackers, log.parent, facts))
         interrupted = stack.enter_context(deferred_interrupt())
 
         def save(step: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,16 +24,15 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 @contextmanager
-def tracking(names: Sequence[str], folder: Path, *, start: int) -> Iterator[Callable[[int, Line], None]]:
+def tracking(names: Sequence[str], folder: Path, facts: Mapping[str, Any]) -> Iterator[Callable[[int, Line], None]]:
     """Give a function (step, values) that shows a training's steps: at most one a second, the last one always.
 
-    Args: names: `tensorboard`, whose event files go to `folder/tensorboard`, and `wandb`, whose run has the folder's
-          name.
-          start: finished steps; what an interrupted training showed beyond them is taken back where that is possible.
+    Args: names: `tensorboard`, whose event files go to `folder/tensorboard`, and `wandb`.
+          facts: those with which the training begins (`facts.starting_facts`). What an interrupted one showed beyond
+          its finished steps TensorBoard takes back; W&B keeps it and leaves out what is shown of these steps again.
     """
-    trackers = [_tracker(name, folder, start) for name in names]
-    for tracker in trackers:
-        tracker.start()
+    started = {"tensorboard": _tensorboard, "wandb": _wandb}
+    trackers = [started[name](folder, facts) for name in names]
     shown, waiting = -INTERVAL, None
 
     def show(step: int, values: Line) -> None:
@@ -58,10 +57,24 @@ def tracking(names: Sequence[str], folder: Path, *, start: int) -> Iterator[Call
             tracker.finish()
 
 
-def _tracker(name: str, folder: Path, start: int) -> Any:
-    from accelerate.tracking import TensorBoardTracker, WandBTracker
+def _tensorboard(folder: Path, facts: Mapping[str, Any]) -> Any:
+    from accelerate.tracking import TensorBoardTracker
 
-    if name == "tensorboard":
-        # Files are named after the second they were made in, which two sessions may share.
-        return TensorBoardTracker("tensorboard", folder, purge_step=start + 1, filename_suffix=f".{start}")
-    return WandBTracker(PROJECT, name=folder.name, group=folder.name, dir=str(folder))
+    start = facts["step"]
+    # Files are named after the second they were made in, which two sessions may share.
+    tracker = TensorBoardTracker("tensorboard", folder, purge_step=start + 1, filename_suffix=f".{start}")
+    tracker.start()
+    return tracker
+
+
+def _wandb(folder: Path, facts: Mapping[str, Any]) -> Any:
+    """Start the run of a training, or go on with it: folders of different trainings may have one name."""
+    from accelerate.tracking import WandBTracker
+
+    name = folder.resolve().name
+    tracker = WandBTracker(
+        PROJECT, id=facts["run"], resume="allow", name=f"{name}-{facts['run'][:6]}", group=name, dir=str(folder)
+    )
+    tracker.start()
+    tracker.store_init_configuration({**facts["identity"], "settings": facts["settings"][-1]})
+    return tracker

@@ -2,10 +2,14 @@
 
 import importlib.util
 import json
+import shutil
 import struct
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
 
 import pytest
-from small_training import CONFIG, run
+from small_training import CONFIG, IDENTITY, run
 from tensorboardX.proto.event_pb2 import Event
 
 from edgediff.errors import MissingExtraError
@@ -56,6 +60,58 @@ def test_a_resumed_training_takes_back_what_is_trained_again(tmp_path):
 def test_no_trackers_leave_nothing(tmp_path):
     run(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoints", "train.jsonl"}
+
+
+class FakeWandb(ModuleType):
+    """What Accelerate's tracker calls of `wandb`, which remembers what it was given."""
+
+    def __init__(self):
+        super().__init__("wandb")
+        self.__spec__ = ModuleSpec("wandb", None)  # by which it is found to be installed
+        self.started, self.configs, self.steps = [], [], []
+        self.config = SimpleNamespace(update=lambda values, allow_val_change: self.configs.append(values))
+
+    def init(self, **settings):
+        self.started.append(settings)
+        return SimpleNamespace(log=lambda values, step: self.steps.append(step), finish=lambda: None)
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    found = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", found)
+    monkeypatch.setattr(tracking, "INTERVAL", 0.0)
+    return found
+
+
+ON_WANDB = CONFIG.model_copy(update={"trackers": ("wandb",)})
+
+
+def test_a_run_of_wandb_goes_on_when_its_training_does(tmp_path, wandb):
+    run(tmp_path, config=ON_WANDB.model_copy(update={"steps": 8}))
+    run(tmp_path, config=ON_WANDB, resume=True)
+    first, second = wandb.started
+    assert first == second and first["resume"] == "allow" and first["project"] == "edgediff"
+    assert wandb.steps == list(range(1, 41))
+
+
+def test_runs_of_wandb_have_a_name_and_an_id_of_their_own(tmp_path, wandb):
+    for place in ("one", "other"):
+        run(tmp_path / place / "student", config=ON_WANDB)
+    shutil.rmtree(tmp_path / "one")  # as one does to train again from the start
+    run(tmp_path / "one" / "student", config=ON_WANDB)
+    for key in ("id", "name"):
+        assert len({settings[key] for settings in wandb.started}) == 3
+    assert all(settings["name"].startswith("student-") for settings in wandb.started)
+
+
+def test_wandb_is_told_the_settings(tmp_path, wandb):
+    run(tmp_path, config=ON_WANDB.model_copy(update={"steps": 8}))
+    run(tmp_path, config=ON_WANDB.model_copy(update={"learning_rate": 1e-4}), resume=True)
+    first, second = wandb.configs
+    assert first["data"] == IDENTITY["data"] and first["training"]["seed"] == CONFIG.seed
+    assert (first["settings"]["steps"], first["settings"]["learning_rate"]) == (8, 1e-2)
+    assert (second["settings"]["steps"], second["settings"]["learning_rate"]) == (40, 1e-4)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
