@@ -14,13 +14,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
-from rich.table import Table
+from rich.table import Column, Table
 
 from edgediff.errors import EdgeDiffError
 
 Mode = Literal["human", "json", "quiet"]
 FIGURE_STARTS = ("", "–", "-", *"0123456789")  # how a table's cell begins when it holds a number, or none
 PLAIN_INTERVAL = 10.0  # seconds between progress lines where no bar can be drawn
+BAR_WIDTH = 20  # characters: with what stands beside it, it leaves most of a line of 80 to the note
 
 
 class Progress(Protocol):
@@ -94,12 +95,13 @@ class Output:
         else:
             columns = (
                 TextColumn("{task.description}"),
-                BarColumn(),
+                BarColumn(BAR_WIDTH),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}", style="dim"),
+                # What takes the rest of the line gives way first, and is cut off where that is too short.
+                TextColumn("{task.fields[note]}", style="dim", table_column=Column(ratio=1, no_wrap=True)),
             )
-            with RichProgress(*columns, console=self.err, transient=True) as bars:
+            with RichProgress(*columns, console=self.err, transient=True, expand=True) as bars:
                 yield _Bar(bars, bars.add_task(what, total=total, completed=done, note=""))
 
 

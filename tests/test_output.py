@@ -1,6 +1,7 @@
 """Who hears what: data on stdout, talk on stderr, and nothing but errors when quiet."""
 
 import json
+import re
 
 import pytest
 
@@ -58,3 +59,15 @@ def test_progress_without_a_terminal_prints_lines_with_the_time_left(capsys, mon
     with Output("human").progress("distill", total=4, done=2) as progress:
         progress.advance(note="loss 1")
     assert "distill: 3/4, 0:00 left  loss 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["distill", "features of real images"])
+def test_a_long_note_leaves_the_bar_the_count_and_the_time_left_on_a_line_of_80(what, capsys, monkeypatch):
+    for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm"), ("COLUMNS", "80")):
+        monkeypatch.setenv(name, value)
+    with Output("human").progress(what, total=20_000) as progress:
+        progress.advance(5_000, note="loss 0.0123  coarse 0.00456  fine 0.00789  slope 0.987  intercept -0.00123")
+    shown = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in re.split(r"[\r\n]+", capsys.readouterr().err)]
+    line = [line for line in shown if "loss" in line][-1]
+    assert len(line) <= 80
+    assert re.fullmatch(rf"{what} [━╺╸]{{10,}} +5000/20000 [-\d]:[-\d]{{2}}:[-\d]{{2}} loss 0\.0123  .*…", line)
