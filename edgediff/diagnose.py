@@ -125,8 +125,8 @@ def show(diagnosis: Diagnosis, output: Output) -> None:
         for before, after in zip(pruned.errors, student.errors, strict=True)
     ]
     title = f"against the teacher's {diagnosis.prediction_type}, {diagnosis.num_images} held-out images"
-    columns = ["t", "MSE, pruned", "student ↓", "x0 RMSE, pruned", "student ↓", "slope → 1", "intercept → 0"]
-    output.table(title, columns, rows)
+    errors = [f"{error} ↓\n{role}" for error in ("MSE", "x0 RMSE") for role in COMPARED]
+    output.table(title, ["t", *errors, "slope → 1\nstudent", "intercept → 0\nstudent"], rows)
     output.table(
         f"sharpness, rho {student.sharpness.rho:g}",
         ["", "MSE", "gradient norm", "sharpness"],

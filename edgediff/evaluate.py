@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from edgediff.class_accuracy import Candidate, class_accuracy
 from edgediff.diffusion.denoiser import Denoiser
 from edgediff.metrics.features import EfficientNetLite0, efficientnet_lite0
 from edgediff.model_folder import Loaded
-from edgediff.output import Output
+from edgediff.output import Output, number
 from edgediff.quality import Drawn, draw, floor_row, model_row, profile, real_images
 from edgediff.recipe import Recipe
 from edgediff.reporting.tables import class_accuracy_table
@@ -25,6 +26,16 @@ from edgediff.results import Quality, QualityRow
 from edgediff.run import ROLES, Role, Run
 
 SHOWN_IMAGES = 64  # kept of every role, for the report's grids
+FIGURES: tuple[tuple[str, str, Callable[[float], str]], ...] = (  # a row's name, its figure, and how that is written
+    ("Fréchet distance ↓", "frechet_distance", number),
+    ("KID ↓", "kid_mean", "{:.3f}".format),
+    ("KID, ±", "kid_std", "{:.3f}".format),
+    ("precision ↑", "precision", "{:.2f}".format),
+    ("recall ↑", "recall", "{:.2f}".format),
+    ("PSNR to the teacher ↑", "psnr_to_teacher", "{:.1f} dB".format),
+    ("SSIM to the teacher ↑", "ssim_to_teacher", "{:.3f}".format),
+    ("images of noise ↓", "noise_share", "{:.0%}".format),
+)
 
 
 def evaluate(run: Run, recipe: Recipe, output: Output) -> Quality:
@@ -79,26 +90,18 @@ def evaluate(run: Run, recipe: Recipe, output: Output) -> Quality:
 
 
 def show(quality: Quality, output: Output) -> None:
-    """Show the quality table for people."""
-    rows = [
-        [
-            row.role,
-            f"{row.frechet_distance:.0f}",
-            f"{row.kid_mean:.3f} ± {row.kid_std:.3f}",
-            f"{row.precision:.2f}",
-            f"{row.recall:.2f}",
-            "–" if row.psnr_to_teacher is None else f"{row.psnr_to_teacher:.1f} dB",
-            "–" if row.ssim_to_teacher is None else f"{row.ssim_to_teacher:.3f}",
-            "–" if row.noise_share is None else f"{row.noise_share:.0%}",
-        ]
-        for row in quality.rows
-    ]
+    """Show the quality table for people: a column a model, which leaves room for whole words on a narrow terminal."""
     settings = quality.profile
-    title = (
-        f"quality of {settings.num_images} images, {settings.num_inference_steps} steps, by {settings.extractor}; "
-        "PSNR and SSIM to the teacher"
+    rows = [
+        [name, *("–" if (value := getattr(row, key)) is None else words(value) for row in quality.rows)]
+        for name, key, words in FIGURES
+    ]
+    output.table(
+        f"{settings.num_images:,} images a model, {settings.num_inference_steps} steps each; features of "
+        f"{settings.extractor}",
+        ["", *(row.role for row in quality.rows)],
+        rows,
     )
-    output.table(title, ["", "FD ↓", "KID ↓", "prec. ↑", "recall ↑", "PSNR ↑", "SSIM ↑", "noise ↓"], rows)
     if quality.class_accuracy is not None:
         heading, *rows = class_accuracy_table(quality)
         output.table(f"class accuracy ↑ of {quality.class_accuracy.num_images} images", heading, rows)

@@ -1,6 +1,7 @@
 """`diagnose`: closed forms of errors, fits and sharpness for models that are known, and the verb on small real ones."""
 
 import io
+import re
 import shutil
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import nn
 
 from edgediff import data, diagnostics, model_folder
 from edgediff.artifacts import read_json, verify
-from edgediff.diagnose import ROWS, SHOWN_IMAGES, SHOWN_TIMESTEPS, TIMESTEPS, coloured, diagnose
+from edgediff.diagnose import ROWS, SHOWN_IMAGES, SHOWN_TIMESTEPS, TIMESTEPS, coloured, diagnose, show
 from edgediff.diagnostics.by_timestep import errors_by_timestep
 from edgediff.diagnostics.held_out import HeldOut, held_out
 from edgediff.diagnostics.sharpness import RHO, sharpness
@@ -21,6 +22,7 @@ from edgediff.diffusion.parameterisation import convert
 from edgediff.errors import BadInputError, StageFailedError
 from edgediff.families.unet2d import UNet2D
 from edgediff.model_folder import Loaded
+from edgediff.output import Output
 from edgediff.prune import prune
 from edgediff.reporting import figures
 from edgediff.results import Diagnosis
@@ -229,6 +231,17 @@ def test_pictures_are_a_column_a_timestep_and_a_row_each_of_noised_both_x0_and_e
         content = (run.diagnosis / file).read_bytes()
         size = Image.open(io.BytesIO(content)).size
         assert size == (28 * SHOWN_TIMESTEPS + figures.GAP * (SHOWN_TIMESTEPS - 1), 28 * 4 + figures.GAP * 3)
+
+
+def test_the_tables_fit_a_terminal_of_80_and_name_every_column(diagnosed, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    show(diagnosed[1], Output())
+    lines = [re.split(r" {2,}", line.strip()) for line in capsys.readouterr().out.splitlines()]
+    assert ["MSE ↓", "MSE ↓", "x0 RMSE ↓", "x0 RMSE ↓", "slope → 1", "intercept → 0"] in lines
+    assert ["t", "pruned", "student", "pruned", "student", "student", "student"] in lines
+    for before, after in zip(*(diagnosed[1].models[role].errors for role in ("pruned", "student")), strict=True):
+        errors = [f"{value:.2g}" for value in (before.mse, after.mse, before.x0_rmse, after.x0_rmse)]
+        assert [str(after.timestep), *errors, f"{after.slope:.3f}", f"{after.intercept:.3f}"] in lines
 
 
 @pytest.mark.parametrize(("pixels", "places"), [(64, 64), (64, 32), (64, 48), (64, 36)])
