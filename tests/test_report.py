@@ -459,7 +459,6 @@ def test_error_maps_get_brighter_with_the_error_whatever_its_range(errors):
 def test_smoothing_averages_equal_stretches():
     centres, means = figures.smoothed(range(1, 101), points=4)
     assert centres.tolist() == means.tolist() == [13.0, 38.0, 63.0, 88.0]
-    assert [values.tolist() for values in figures.smoothed([3.0, 5.0])] == [[1.5], [4.0]]  # too few to tell apart
     assert len(figures.smoothed(range(60))[0]) == 12 and len(figures.smoothed(range(10_000))[0]) == figures.SMOOTHED
 
 
@@ -467,6 +466,30 @@ def test_smoothing_averages_positions_with_their_values():
     centres, means = figures.smoothed([1.0, 2.0, 3.0, 4.0] * 5, points=2, positions=range(10, 210, 10))
     assert centres.tolist() == [55.0, 155.0]
     assert means.tolist() == [2.3, 2.7]
+
+
+def points_of(chart):
+    """Every line of a chart: the places (x, y) of its points in the SVG."""
+    lines = re.findall(r'<path d="(M [^"]*)" clip-path', chart.light.decode())
+    return [np.array(re.findall(r"[ML] (\S+) (\S+)", line), dtype=float) for line in lines]
+
+
+def test_few_values_are_joined_as_they_are():
+    """Twelve gradient norms, of every hundredth step: averages of five would be three points and no norm at all."""
+    norms = [7.0, 1.0, 9.0] * 4
+    log = [{"total": 1.0} for _ in range(1200)]
+    for line, norm in zip(log[::100], norms, strict=True):
+        line["norm"] = norm
+    (line,) = points_of(figures.curves(log, {"norm": "norm"}, logarithmic=False))
+    assert len(line) == 12
+    assert np.diff(line[:, 0]) == pytest.approx(np.diff(line[:, 0]).mean(), abs=1e-4)  # the SVG's digits
+    assert np.interp(line[:, 1], [line[2, 1], line[1, 1]], [9.0, 1.0]) == pytest.approx(np.array(norms), abs=1e-4)
+
+
+def test_many_values_are_shown_raw_and_averaged():
+    log = [{"loss": 1.0 + step % 2} for step in range(300)]
+    raw, averaged = points_of(figures.curves(log, {"loss": "total"}, logarithmic=False))
+    assert len(averaged) == figures.SMOOTHED < len(raw)
 
 
 def test_charts_are_the_same_bytes_each_time_and_differ_by_theme():

@@ -19,8 +19,8 @@ from PIL import Image
 
 from edgediff.results import LatencyRow, Search
 
-SMOOTHED = 50  # points of a curve that a reader can tell apart
-STRETCH = 5  # values that one of them averages at least, where there are enough
+SMOOTHED = 50  # points of a curve that a reader can tell apart; so many are shown as they are
+STRETCH = 5  # values of more that one of them averages at least
 RAW_POINTS = 400  # of the unsmoothed curve behind it; more would only make the file larger
 GAP = 2  # pixels between the images of a grid
 WIDE = 1000.0  # ratio of the ends of an axis from which powers of ten alone are labels enough
@@ -100,11 +100,11 @@ def error_key(low: float, high: float) -> bytes:
 def smoothed(
     values: Sequence[float], points: int = SMOOTHED, positions: Sequence[int] | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return (positions, values), both averaged over equal stretches, at most `points` of them.
+    """Return (positions, values), both averaged over equal stretches, at most `points` of them; no more stay apart.
 
     Args: positions: of the values; from 1 when None.
     """
-    count = min(points, -(-len(values) // STRETCH))
+    count = len(values) if len(values) <= points else min(points, -(-len(values) // STRETCH))
     places = range(1, len(values) + 1) if positions is None else positions
     centres, means = (
         np.array([part.mean() for part in np.array_split(np.asarray(numbers, dtype=np.float64), count)])
@@ -116,7 +116,7 @@ def smoothed(
 def curves(
     log: Sequence[LogLine], names: Mapping[str, str], *, logarithmic: bool, target: float | None = None
 ) -> Chart:
-    """Return logged quantities over the training steps: each one raw, and smoothed over it.
+    """Return logged quantities over the training steps: each one raw, and smoothed over it; few points joined.
 
     Args: names: quantity → its label; every one stands in some line of the log, which has one line a step.
           target: where a perfect student's curve would lie.
@@ -126,9 +126,11 @@ def curves(
         axes = figure.subplots()
         for colour, (name, label) in zip(itertools.cycle(theme.lines), names.items(), strict=False):
             steps, values = zip(*((step, line[name]) for step, line in enumerate(log, 1) if name in line), strict=True)
-            every = -(-len(values) // RAW_POINTS)
-            axes.plot(steps[::every], values[::every], color=colour, linewidth=0.6, alpha=0.35)
-            axes.plot(*smoothed(values, positions=steps), color=colour, linewidth=1.8, label=label)
+            every, few = -(-len(values) // RAW_POINTS), len(values) <= SMOOTHED
+            if not few:
+                axes.plot(steps[::every], values[::every], color=colour, linewidth=0.6, alpha=0.35)
+            shown, mark = smoothed(values, positions=steps), "o" if few else None
+            axes.plot(*shown, color=colour, linewidth=1.8, marker=mark, markersize=3, label=label)
         _finish(axes, "training step", logarithmic=logarithmic, target=target)
         _legend(figure, len(names))
 
