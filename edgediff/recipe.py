@@ -221,6 +221,7 @@ class PruneConfig(Config):
 PREDICTION_LOSSES = ("output", "lift", "place", "multi_scale", "dist")
 FEATURE_LOSSES = ("feature", "attention", "masked_feature")
 KD_LOSSES = (*PREDICTION_LOSSES, *FEATURE_LOSSES)
+TWO_PART_LOSSES = ("place", "lift")  # of a coarse and a fine part, with a weight of the fine one
 KD_PRESETS: dict[str, dict[str, float]] = {
     "none": {},
     "output+feature": {"output": 1.0, "feature": 1.0},
@@ -371,7 +372,7 @@ class DistillConfig(Config):
             raise ValueError("nothing to learn from: kd is none and diffusion_weight is 0")
         if not self.diffusion_weight and (open_end := _left_open(self.kd)):
             raise ValueError(f"{open_end}, and diffusion_weight is 0; add output or place")
-        learnable = self.place.fine_weight == "learnable" and {"place", "lift"} & set(self.kd)
+        learnable = self.place.fine_weight == "learnable" and set(TWO_PART_LOSSES) & set(self.kd)
         if self.timestep_weighting == "normalised" and learnable:
             raise ValueError(
                 "a learnable place.fine_weight makes the loss negative, which `timestep_weighting: normalised` cannot "

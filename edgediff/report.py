@@ -49,7 +49,7 @@ def report(run: Run, recipe: Recipe, output: Output) -> Report:
         quality=_read(Quality, run.quality),
         diagnosis=_diagnosis(run, weights, output),
     )
-    page = context(run, result)
+    page = context(run, recipe, result)
     inputs = _inputs(run, recipe)
     if result.diagnosis is not None:
         inputs["diagnosis"] = content_hash(run.diagnosis)

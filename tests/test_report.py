@@ -43,6 +43,7 @@ from edgediff.run import ROLES, Run
 
 KINDS = {
     "none": ("loss", "diffusion", "grad_norm", "learning_rate"),
+    "output": ("loss", "diffusion", "output", "coarse", "fine", "fine_weight", "slope", "intercept", "grad_norm"),
     "place": ("loss", "diffusion", "place", "coarse", "fine", "fine_weight", "slope", "intercept", "grad_norm"),
 }
 STEPS = 30
@@ -250,6 +251,15 @@ def test_the_curves_are_those_that_were_logged(finished, kd, titles):
     assert len(found) == titles
     assert found[0].startswith("Loss and its terms") and ("place" in found[0]) == (kd == "place")
     assert any(alt.startswith("Coarse and fine part") for alt in found) == (kd == "place")
+
+
+def test_parts_that_an_earlier_version_logged_of_a_loss_without_any_are_not_shown(finished):
+    line = finished("output")
+    assert "coarse" in line.run.train_log.read_text()
+    line.report()
+    alts = [image["alt"] for image in Page(page_of(line.run)).images]
+    assert not any("fine part" in alt for alt in alts)
+    assert any(alt.startswith("Slope of the linear fit") for alt in alts)
 
 
 def test_terms_that_are_logged_at_some_steps_and_parts_that_are_zero(finished):

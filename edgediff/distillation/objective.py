@@ -19,9 +19,10 @@ from edgediff.losses import LOSSES, KDTerms, diffusion
 from edgediff.losses.adapters import Adapters
 from edgediff.losses.fine_weight import LearnableFineWeight, scheduled
 from edgediff.model_folder import Loaded
-from edgediff.recipe import DistillConfig
+from edgediff.recipe import TWO_PART_LOSSES, DistillConfig
 
-GROUPED = ("place", "lift")
+FIT = ("slope", "intercept")  # of any prediction loss, for the log
+PARTS = ("coarse", "fine", "fine_weight")  # of those that have two
 
 
 class Distillation(nn.Module):
@@ -48,7 +49,7 @@ class Distillation(nn.Module):
         self.points = points[0]
         if any(LOSSES[name].adapters for name in config.kd):
             self.adapters = Adapters(*map(self.family.feature_widths, configs[:2], points[:2]))
-        if config.place.fine_weight == "learnable" and any(name in GROUPED for name in config.kd):
+        if config.place.fine_weight == "learnable" and any(name in TWO_PART_LOSSES for name in config.kd):
             self.fine_weight = LearnableFineWeight()
         if config.timestep_weighting == "normalised":
             self.normalisation = TimestepNormalisation(student.scheduler.config.num_train_timesteps)
@@ -84,7 +85,7 @@ class Distillation(nn.Module):
         batch: TaughtBatch,
         targets: Targets,
     ) -> dict[str, Tensor]:
-        """Put the distillation losses into `terms`; return the fit's quantities where one of them fits."""
+        """Put the distillation losses into `terms`; return what the first prediction loss says, LIFT or PLACE first."""
         config = self.config
         place = (batch.sample, batch.timestep, self.scheduler)
         mine = convert(prediction, *place, self.own, self.space)
@@ -94,8 +95,8 @@ class Distillation(nn.Module):
             loss = LOSSES[name]
             if loss.kind == "prediction":
                 found = self._prediction_loss(name, batch.step)(mine, taught, reduction=config.reduction)
-                if name in GROUPED or "coarse" not in quantities:
-                    quantities |= _of_fit(found)
+                if name in TWO_PART_LOSSES or "slope" not in quantities:
+                    quantities |= _logged(name, found)
                 terms[name] = weight * self._weighted(found.total, batch, self.space)
             else:
                 maps = self.adapters(features) if loss.adapters else features
@@ -105,7 +106,7 @@ class Distillation(nn.Module):
 
     def _prediction_loss(self, name: str, step: int) -> Any:
         """Return a prediction loss with its settings bound."""
-        if name not in GROUPED:
+        if name not in TWO_PART_LOSSES:
             return LOSSES[name].function
         settings = self.config.place.model_dump(exclude={"fine_weight"})
         if name == "lift":
@@ -136,6 +137,7 @@ class Distillation(nn.Module):
         return norms
 
 
-def _of_fit(terms: KDTerms) -> dict[str, Tensor]:
-    """Return what a prediction loss says of itself, for the log."""
-    return {name: value.detach().mean() for name, value in terms._asdict().items() if name != "total"}
+def _logged(name: str, terms: KDTerms) -> dict[str, Tensor]:
+    """Return what a prediction loss says of itself, for the log: the fit, and its parts where it has any."""
+    shown = FIT + PARTS if name in TWO_PART_LOSSES else FIT
+    return {quantity: getattr(terms, quantity).detach().mean() for quantity in shown}

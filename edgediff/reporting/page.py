@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from edgediff.artifacts import MANIFEST, made, read_object
 from edgediff.output import number
-from edgediff.recipe import KD_LOSSES
+from edgediff.recipe import KD_LOSSES, TWO_PART_LOSSES, Recipe
 from edgediff.reporting import budgets, figures
 from edgediff.reporting.tables import class_accuracy_table
 from edgediff.reporting.usage import Usage, usage
@@ -23,6 +23,8 @@ from edgediff.training import log as training_log
 
 SEEDS_A_ROW, SEED_ROWS = 12, 2
 ARROWS = {"lower": "↓", "higher": "↑"}
+
+CurvesWanted = tuple[str, dict[str, str], bool, float | None]  # title, quantity → label, logarithmic, target
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Picture:
     dark: str = ""
 
 
-def context(run: Run, report: Report) -> dict[str, Any]:
+def context(run: Run, recipe: Recipe, report: Report) -> dict[str, Any]:
     """Return the variables of `report.html.j2` and `card.md.j2`."""
     log, stock = training_log.read(run.train_log), usage(run.student)
     profile = report.quality.profile
@@ -57,7 +59,7 @@ def context(run: Run, report: Report) -> dict[str, Any]:
         "budget": _budget(report),
         "latency_pairs": _latency_pairs(report.latency),
         "not_run": [row for row in report.latency.rows if row.status == "not run"],
-        "curves": _curves(log),
+        "curves": _curves(log, recipe.distill.kd),
         "error_maps": _error_maps(run.error_map),
         "diagnosis": _diagnosis(run.diagnosis, report.diagnosis),
         "made": _made(run, report),
@@ -198,10 +200,14 @@ def _latency_pairs(latency: Latency) -> list[dict[str, str]]:
     ]
 
 
-def _curves(log: Sequence[figures.LogLine]) -> list[dict[str, Any]]:
+def _curves(log: Sequence[figures.LogLine], kd: Collection[str]) -> list[dict[str, Any]]:
     """Return a chart for every group of quantities that this distillation logged; which ones depends on its kd."""
     terms = {name: name for name in ("diffusion", *KD_LOSSES)}
-    wanted: list[tuple[str, dict[str, str], bool, float | None]] = [
+    parts: list[CurvesWanted] = [  # earlier versions logged them of other losses too, as 0, the loss itself and 1
+        ("Coarse and fine part of the distillation loss", {"coarse": "coarse", "fine": "fine"}, True, None),
+        ("Weight of the fine part", {"fine_weight": "fine weight"}, False, None),
+    ]
+    wanted: list[CurvesWanted] = [
         ("Loss and its terms", {"loss": "total", **terms}, True, None),
         (
             "Gradient norm (total: before clipping)",
@@ -209,8 +215,7 @@ def _curves(log: Sequence[figures.LogLine]) -> list[dict[str, Any]]:
             True,
             None,
         ),
-        ("Coarse and fine part of the distillation loss", {"coarse": "coarse", "fine": "fine"}, True, None),
-        ("Weight of the fine part", {"fine_weight": "fine weight"}, False, None),
+        *(parts if set(kd) & set(TWO_PART_LOSSES) else []),
         ("Slope of the linear fit (1: a perfect student)", {"slope": "slope"}, False, 1.0),
         ("Intercept of the linear fit (0: a perfect student)", {"intercept": "intercept"}, False, 0.0),
     ]
