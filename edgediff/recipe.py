@@ -386,12 +386,14 @@ DISTILL_WATCHING = ("gradient_norms_every", *(f"training.{name}" for name in WAT
 
 
 def objective_words(config: DistillConfig) -> str:
-    """Word what a student learns: `kd place`, or `kd output, v_prediction, angular timesteps`."""
+    """Word what a student learns, and by whom: `kd place`, or `kd output, v_prediction, 2 teacher assistants`."""
     words = [f"kd {loss_words(config.kd)}"]
     if config.student_prediction is not None:
         words.append(config.student_prediction)
     if config.timestep_weighting != "uniform":
         words.append(f"{config.timestep_weighting} timesteps")
+    if config.assistants:
+        words.append(f"{len(config.assistants)} teacher assistant{'s' if len(config.assistants) > 1 else ''}")
     return ", ".join(words)
 
 

@@ -107,6 +107,15 @@ def test_what_a_student_learns_is_worded_with_what_a_preset_set(kd, words):
     assert objective_words(check({**MINIMAL, "distill": {"kd": kd}}, Recipe).distill) == words
 
 
+@pytest.mark.parametrize(("ratios", "words"), [([0.5], "1 teacher assistant"), ([0.25, 0.5], "2 teacher assistants")])
+def test_what_a_student_learns_is_worded_with_its_teacher_assistants(ratios, words):
+    assistants = [{"ratio": ratio} for ratio in ratios]
+    assert (
+        objective_words(check({**MINIMAL, "distill": {"assistants": assistants}}, Recipe).distill)
+        == f"kd place, {words}"
+    )
+
+
 def test_a_preset_reaches_a_recipe_with_every_default_written_out():
     complete = check(MINIMAL, Recipe).model_dump(mode="json")
     complete["distill"]["kd"] = "angular"

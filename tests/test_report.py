@@ -62,11 +62,14 @@ def models(small_teacher, tmp_path_factory):
 
 @pytest.fixture
 def finished(models, small_recipe, a_report, tmp_path, quiet):
-    """A function (kd) → a run folder with every stage's result, its recipe, and `report()` over it."""
+    """A function (kd, more of `distill`) → a run folder with every stage's result, its recipe, and its `report()`."""
 
-    def make(kd="place"):
+    def make(kd="place", **distill):
         recipe = small_recipe(
-            build={"backends": ["tensorrt_rtx"]}, distill={"kd": kd}, evidence="measured", expected={"speedup": 4}
+            build={"backends": ["tensorrt_rtx"]},
+            distill={"kd": kd, **distill},
+            evidence="measured",
+            expected={"speedup": 4},
         )
         run = Run(tmp_path / "r&d <1>")
         weights = {"teacher": "t" * 64} | {
@@ -353,6 +356,23 @@ def test_the_card_is_what_hubs_read_and_says_its_limits(finished):
     assert "Not run: student on tensorrt_rtx (cuda) at batch 1: no NVIDIA GPU" in body
     assert "Expected by the recipe (measured): speedup 4" in body
     assert "&amp;" not in body
+
+
+def test_page_and_card_say_what_the_student_learned_and_from_whom(finished):
+    line = finished(
+        "output",
+        student_prediction="v_prediction",
+        timestep_weighting="angular",
+        assistants=[{"ratio": 0.25}, {"ratio": 0.375}],
+    )
+    line.report()
+    learned = "kd output, v_prediction, angular timesteps, 2 teacher assistants"
+    text, card = words(page_of(line.run)), (line.run.path / "README.md").read_text(encoding="utf-8")
+    assert f"Width-pruned (ratio 0.75), distilled ({learned}) for 1 steps" in text
+    assert f"1 steps of 1 with {learned}; 1.00 steps a second" in text
+    assert f"width-pruned (ratio 0.75) and distilled ({learned}) for 1 steps" in card
+    tags = yaml.safe_load(card.split("---\n")[1])["tags"]
+    assert {"kd-output", "v_prediction", "angular-timesteps", "2-teacher-assistants"} <= set(tags)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from edgediff.artifacts import MANIFEST, made, read_object
 from edgediff.output import number
-from edgediff.recipe import KD_LOSSES, TWO_PART_LOSSES, Recipe
+from edgediff.recipe import KD_LOSSES, TWO_PART_LOSSES, Recipe, objective_words
 from edgediff.reporting import budgets, figures
 from edgediff.reporting.tables import class_accuracy_table
 from edgediff.reporting.usage import Usage, usage
@@ -39,7 +39,7 @@ class Picture:
 def context(run: Run, recipe: Recipe, report: Report) -> dict[str, Any]:
     """Return the variables of `report.html.j2` and `card.md.j2`."""
     log, stock = training_log.read(run.train_log), usage(run.student)
-    profile = report.quality.profile
+    profile, objective = report.quality.profile, objective_words(recipe.distill)
     return {
         "report": report,
         "arrow": lambda metric: ARROWS[DIRECTIONS[metric]],
@@ -47,10 +47,11 @@ def context(run: Run, recipe: Recipe, report: Report) -> dict[str, Any]:
         "short": short,
         "percent": lambda share: "–" if share is None else f"{share:.1%}",
         "asked": report.reached.asked,
+        "objective": objective,
         "settings": f"{profile.sampler}, {profile.num_inference_steps} steps, x0 "
         f"{'clipped' if profile.clip_sample else 'not clipped'}"
         f"{f', guidance {profile.guidance_scale:g}' if stock.conditional else ''}; seeds from {profile.first_seed}",
-        "front_matter": yaml.safe_dump(_front_matter(report, stock), sort_keys=False, allow_unicode=True),
+        "front_matter": yaml.safe_dump(_front_matter(report, stock, objective), sort_keys=False, allow_unicode=True),
         "usage": stock,
         "class_accuracy": class_accuracy_table(report.quality),
         "headline": _headline(report),
@@ -77,12 +78,13 @@ def short(count: float) -> str:
     return f"{count:g}"
 
 
-def _front_matter(report: Report, stock: Usage) -> dict[str, Any]:
+def _front_matter(report: Report, stock: Usage, objective: str) -> dict[str, Any]:
+    learned = [words.replace(" ", "-") for words in objective.split(", ")]
     return {
         "library_name": "diffusers",
         "pipeline_tag": stock.task,
         "base_model": report.teacher,
-        "tags": ["edgediff", "pruned", "distilled", f"kd-{report.training.kd}"],
+        "tags": ["edgediff", "pruned", "distilled", *learned],
         "params": report.latency.costs["student"].params,
     }
 
