@@ -300,9 +300,9 @@ class Bench:
         self.work, self.output = work, output
         self.extractor = efficientnet_lite0()
         self.teacher = model_folder.load(teacher.resolve(TEACHER).folder)
-        images = Cell("none", 0).recipe(work).data
-        self.train = samples.learned(images, "train", self.teacher, work / "encoded", output)
-        self.test = samples.scored(images, "test", self.teacher, work / "encoded", output)
+        self.data = Cell("none", 0).recipe(work).data
+        self.train = samples.learned(self.data, "train", self.teacher, work / "encoded", output)
+        self.test = samples.scored(self.data, "test", self.teacher, work / "encoded", output)
         self._real: dict[int, RealImages] = {}
 
     def real(self, count: int) -> RealImages:
@@ -489,7 +489,7 @@ def frame(work: Path) -> None:
     }
     _picture(map(bench.of_teacher, SAMPLERS.values()), RESULTS / "extreme-compression" / "teacher.png")
     found = {name: {word: row.model_dump(mode="json") for word, row in of.items()} for name, of in rows.items()}
-    how = profile(real, bench.extractor, SAMPLERS["free"], bench.teacher).model_dump(mode="json")
+    how = profile(real, bench.extractor, SAMPLERS["free"], bench.teacher, bench.data).model_dump(mode="json")
     write_json(FRAME, {"scores": found, "profile": how, "made": made()})
 
 

@@ -68,7 +68,7 @@ def score(out: Path, num_images: int, output: Output) -> None:
             denoiser = OnnxRuntimeDenoiser(run.onnx("student") / "model.onnx")
             drawn = draw(denoiser, model_folder.load(run.student), settings, output, kd, reference)
             rows[kd] = model_row("student", drawn, real, extractor, of_teacher).model_dump(mode="json")
-        asked = profile(real, extractor, settings, loaded)
+        asked = profile(real, extractor, settings, loaded, images)
         samplers.append({"profile": asked.model_dump(mode="json"), "rows": rows})
         result["students"] = {kd: read_json(out / kd / "student" / "manifest.json")["training"] for kd in trained}
         write_json(RESULT, result)

@@ -67,7 +67,7 @@ def compare_prunings(run: Run, recipe: Recipe, output: Output) -> PruningCompari
     comparison = PruningComparison(
         teacher=recipe.teacher,
         target=target,
-        profile=profile(real, extractor, recipe.evaluate, loaded),
+        profile=profile(real, extractor, recipe.evaluate, loaded, recipe.data),
         floor=floor_row(real).frechet_distance,
         loss_images=min(LOSS_IMAGES, len(held_out)),
         loss_timesteps=LOSS_TIMESTEPS,
@@ -129,7 +129,7 @@ def show(comparison: PruningComparison, output: Output) -> None:
     )
     output.say(
         f"loss: of the noise prediction on {comparison.loss_images} held-out images at {comparison.loss_timesteps} "
-        f"timesteps; FD of real images (floor): {comparison.floor:.0f}"
+        f"timesteps; FD of {comparison.profile.floor_kind} (floor): {comparison.floor:.0f}"
     )
     for name, reason in comparison.not_run.items():
         output.say(f"not run: {name}: {reason}")

@@ -80,7 +80,7 @@ def evaluate(run: Run, recipe: Recipe, output: Output) -> Quality:
     candidates = {role: Candidate(denoisers[role], loaded[role], drawn[role]) for role in ROLES}
     test = data.load(recipe.data, "test", shape=reference.shape, output=output)
     quality = Quality(
-        profile=profile(real, extractor, settings, loaded["teacher"]),
+        profile=profile(real, extractor, settings, loaded["teacher"], recipe.data),
         rows=rows,
         class_accuracy=class_accuracy(candidates, settings, reference, test, training, output),
     )
@@ -98,7 +98,7 @@ def show(quality: Quality, output: Output) -> None:
     ]
     output.table(
         f"{settings.num_images:,} images a model, {settings.num_inference_steps} steps each; features of "
-        f"{settings.extractor}",
+        f"{settings.extractor}; floor: {settings.floor_kind}",
         ["", *(row.role for row in quality.rows)],
         rows,
     )

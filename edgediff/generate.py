@@ -16,6 +16,7 @@ from edgediff.asked import Asked, asked
 from edgediff.backends import best_device
 from edgediff.backends.pytorch import PyTorchDenoiser
 from edgediff.data import metadata
+from edgediff.data.generated import IMAGES, STAGE
 from edgediff.data.images import to_bytes
 from edgediff.data.metadata import Metadata
 from edgediff.data.shards import refuse_another
@@ -30,7 +31,6 @@ from edgediff.quality import clips
 from edgediff.recipe import GenerateConfig
 from edgediff.samples import decoder, image_shape
 
-STAGE, IMAGES = "generate", "train"
 CHANNELS = (1, 3)  # of what an image file can hold
 
 

@@ -25,9 +25,9 @@ from edgediff.metrics.paired import psnr, ssim
 from edgediff.metrics.precision_recall import precision_recall
 from edgediff.model_folder import Loaded
 from edgediff.output import Output
-from edgediff.recipe import DrawConfig, EvaluateConfig
+from edgediff.recipe import DataConfig, DrawConfig, EvaluateConfig
 from edgediff.results import QualityProfile, QualityRow, Reference
-from edgediff.samples import Samples, decoder
+from edgediff.samples import Samples, decoder, kind
 
 KID_SUBSET_SIZE, KID_SUBSETS = 1000, 100
 NEIGHBOURS = 3  # Kynkaanniemi et al. 2019
@@ -107,20 +107,24 @@ def real_images(
 ) -> RealImages:
     """Measure all reference images, and as many training images as models draw (the floor)."""
     count = min(num_images, len(training))
-    with output.progress("features of real images", len(reference) + count) as progress:
+    with output.progress("features of the data", len(reference) + count) as progress:
         features, noise = _measured(reference, torch.arange(len(reference)), extractor, progress.advance)
         floor, floor_noise = _measured(training, evenly(len(training), count), extractor, progress.advance)
     profile = Reference(name=reference.name, sha256=reference.sha256, num_images=len(reference))
     return RealImages(profile, features, gaussian_statistics(features), noise_limit(noise), floor, floor_noise)
 
 
-def profile(real: RealImages, extractor: FeatureExtractor, config: EvaluateConfig, teacher: Loaded) -> QualityProfile:
+def profile(
+    real: RealImages, extractor: FeatureExtractor, config: EvaluateConfig, teacher: Loaded, data: DataConfig
+) -> QualityProfile:
     """Return everything a quality figure depends on beside the model."""
     return QualityProfile(
         extractor=extractor.name,
         extractor_sha256=extractor.sha256,
         resize=extractor.resize,
         reference=real.profile,
+        reference_kind=kind(data, "test", teacher),
+        floor_kind=kind(data, "train", teacher),
         num_images=config.num_images,
         sampler=words(teacher.scheduler),
         num_inference_steps=config.num_inference_steps,
@@ -135,7 +139,7 @@ def profile(real: RealImages, extractor: FeatureExtractor, config: EvaluateConfi
 
 
 def floor_row(real: RealImages) -> QualityRow:
-    """Score real training images as if a model had drawn them: the best that this count and extractor allow."""
+    """Score training images as if a model had drawn them: the best that this count and extractor allow."""
     row = _row("floor", "", real.floor, real)
     row.noise_share = _noise_share(real.floor_noise, real)
     return row
@@ -168,7 +172,7 @@ def _row(
 ) -> QualityRow:
     count = len(features)
     kid_mean, kid_std = kid(real.features, features, subset_size=min(KID_SUBSET_SIZE, count), num_subsets=KID_SUBSETS)
-    # Precision and recall depend on the counts, so as many real images are taken as there are generated ones.
+    # Precision and recall depend on the counts, so as many of the reference are taken as there are generated images.
     spread = evenly(len(real.features), count).numpy()
     precision, recall = precision_recall(real.features[spread], features, k=NEIGHBOURS)
     return QualityRow(

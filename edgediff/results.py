@@ -193,7 +193,7 @@ class Latency(Result):
 
 
 class Reference(Result):
-    """The real images that generated ones are compared with."""
+    """The images that drawn ones are compared with."""
 
     name: str
     sha256: str
@@ -207,6 +207,8 @@ class QualityProfile(Result):
     extractor_sha256: str
     resize: str
     reference: Reference
+    reference_kind: str = "real images"  # or images drawn by the teacher, or by another model (`samples.kind`)
+    floor_kind: str = "real images"  # likewise; the floor is of training images
     num_images: int
     sampler: str  # ddim, eta 0
     num_inference_steps: int
@@ -222,7 +224,7 @@ class QualityProfile(Result):
 class QualityRow(Result):
     """One model's images against the reference, and against the teacher's images of the same seeds.
 
-    `floor` is as many real training images as the models drew: what a perfect model would get at this count.
+    `floor` is as many training images as the models drew: what a perfect model would get at this count.
     Undefined figures are null: the floor and the teacher have no similarity to the teacher.
     """
 
@@ -248,11 +250,11 @@ class ClassAccuracyRow(Result):
 
 
 class ClassAccuracy(Result):
-    """Whether conditional models draw what they are asked for, by a classifier that was trained on real images."""
+    """Whether conditional models draw what they are asked for, by a classifier that was trained on the data."""
 
     classifier_sha256: str
     num_images: int  # of every model at every guidance scale
-    real: float  # the classifier's share on real images that it has not seen: a perfect model's
+    real: float  # the classifier's share on images of the reference, which it has not seen: a perfect model's
     num_real: int
     rows: list[ClassAccuracyRow]
 
@@ -416,7 +418,7 @@ class PruningComparison(Result):
     teacher: str
     target: dict[str, int]  # params or macs that stay
     profile: QualityProfile
-    floor: float  # Fréchet distance of as many real training images
+    floor: float  # Fréchet distance of as many training images
     loss_images: int
     loss_timesteps: int
     rows: list[PruningRow]

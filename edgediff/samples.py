@@ -121,6 +121,14 @@ def check(config: DataConfig, loaded: Loaded, output: Output) -> None:
         random_captions(config.random_captions)
 
 
+def kind(config: DataConfig, split: Split, teacher: Loaded) -> str:
+    """Say what the images of a split are: real ones, or drawn by a model, as in distillation without a data set."""
+    drawer = data.drawn_by(config, split)
+    if drawer is None:
+        return "real images"
+    return f"images drawn by {'the teacher' if drawer == teacher.sha256 else 'another model'}"
+
+
 def _at_once(shape: tuple[int, int, int]) -> int:
     """Return how many images of a shape (C, H, W) the autoencoder takes at once."""
     _, height, width = shape

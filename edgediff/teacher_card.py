@@ -43,7 +43,7 @@ def write_card(folder: Path, recipe: TeacherRecipe, train_log: Path, encoded: Pa
     candidates: dict[Role, Candidate] = {"teacher": Candidate(denoiser, loaded, drawn)}
     test = data.load(recipe.data, "test", shape=reference.shape, output=output)
     quality = Quality(
-        profile=profile(real, extractor, recipe.evaluate, loaded),
+        profile=profile(real, extractor, recipe.evaluate, loaded, recipe.data),
         rows=[floor_row(real), model_row("teacher", drawn, real, extractor)],
         class_accuracy=class_accuracy(candidates, recipe.evaluate, reference, test, training, output),
     )

@@ -1,11 +1,15 @@
-"""What `eval` shows people; the verb itself runs in the whole lines."""
+"""What `eval` shows people, and what it says of data that no camera took; the verb itself runs in the whole lines."""
 
 import re
+import shutil
 
 import pytest
 
-from edgediff.evaluate import show
+from edgediff.evaluate import evaluate, show
+from edgediff.generate import generate
 from edgediff.output import Output
+from edgediff.recipe import GenerateConfig
+from edgediff.run import Run
 
 
 @pytest.fixture
@@ -28,3 +32,14 @@ def test_every_figure_is_on_one_line_of_80_under_the_model_that_it_is_of(quality
     assert ["KID, ±", "0.020", "0.020", "0.050", "0.050"] in lines
     assert ["PSNR to the teacher ↑", "–", "–", "20.0 dB", "20.0 dB"] in lines
     assert ["images of noise ↓", "–", "–", "12%", "12%"] in lines
+
+
+def test_the_teacher_s_own_images_are_not_called_real(small_teacher, small_recipe, tmp_path, quiet, capsys):
+    few = GenerateConfig(num_images=150, num_inference_steps=1, batch_size=50)  # one in ten to test with
+    images, run = generate(str(small_teacher), tmp_path / "images", few, quiet), Run(tmp_path / "run")
+    for folder in (run.pruned, run.student):
+        shutil.copytree(small_teacher, folder)
+    quality = evaluate(run, small_recipe(data={"name": str(images)}), quiet)
+    assert quality.profile.reference_kind == quality.profile.floor_kind == "images drawn by the teacher"
+    show(quality, Output())
+    assert "floor: images drawn by the teacher" in " ".join(capsys.readouterr().out.split())

@@ -1,6 +1,8 @@
 """The verb `generate`: a teacher's images as a data set, resumable, for data-free distillation."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +67,28 @@ def test_images_are_the_teachers_of_their_seeds(small_teacher, quiet, tmp_path):
     expected = ((drawn[0, 0].clamp(-1, 1) + 1) * 127.5).round().numpy()
     # A pixel at the border of two bytes may fall on either side with another batch size.
     assert np.abs(np.asarray(Image.open(files(out)[3])).astype(float) - expected).max() <= 1
+
+
+def test_what_a_model_drew_is_no_real_image(small_teacher, photos, quiet, tmp_path):
+    loaded = model_folder.load(small_teacher)
+    out = generate(str(small_teacher), tmp_path / "images", CONFIG, quiet)
+    told = {split: data.drawn_by(DataConfig(name=str(out)), split) for split in ("train", "test")}
+    assert told == dict.fromkeys(told, loaded.sha256) == {"train": loaded.sha256, "test": loaded.sha256}
+    within = DataConfig(name=str(out / "train"))
+    assert samples.kind(within, "train", loaded) == "images drawn by the teacher"
+    assert samples.kind(within, "train", replace(loaded, sha256="0")) == "images drawn by another model"
+    shutil.copytree(photos / "test", out / "test")  # a student of drawn images may be held against real ones
+    told = [samples.kind(DataConfig(name=str(out)), split, loaded) for split in ("train", "test")]
+    assert told == ["images drawn by the teacher", "real images"]
+
+
+@pytest.mark.parametrize("manifest", [None, "[]", "{", '{"stage": "photography"}'])
+def test_images_are_real_where_nothing_says_that_a_model_drew_them(manifest, photos, small_teacher, tmp_path):
+    folder = shutil.copytree(photos, tmp_path / "photos")
+    if manifest is not None:
+        (folder / "manifest.json").write_text(manifest)
+    for name in (str(folder), "fashion-mnist-20k"):
+        assert samples.kind(DataConfig(name=name), "train", model_folder.load(small_teacher)) == "real images"
 
 
 def test_an_interrupted_folder_is_completed(small_teacher, quiet, tmp_path):

@@ -61,7 +61,7 @@ def test_progress_without_a_terminal_prints_lines_with_the_time_left(capsys, mon
     assert "distill: 3/4, 0:00 left  loss 1" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("what", ["distill", "features of real images"])
+@pytest.mark.parametrize("what", ["distill", "features of the data"])
 def test_a_long_note_leaves_the_bar_the_count_and_the_time_left_on_a_line_of_80(what, capsys, monkeypatch):
     for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm"), ("COLUMNS", "80")):
         monkeypatch.setenv(name, value)

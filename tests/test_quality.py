@@ -15,6 +15,7 @@ from edgediff.metrics.divergence import noise_level, noise_limit
 from edgediff.metrics.features import efficientnet_lite0
 from edgediff.model_folder import Loaded
 from edgediff.quality import draw, floor_row, model_row, profile, real_images
+from edgediff.recipe import DataConfig
 from edgediff.samples import Samples
 
 RAMP = torch.linspace(-1, 1, 28).expand(1, 28, 28)
@@ -74,7 +75,9 @@ def test_images_that_are_not_finite_are_known_and_still_saved(drawn, config):
 def test_noise_and_images_that_are_not_finite_are_the_noise_share(drawn, photographs, extractor, config, quiet, model):
     real = real_images(*photographs, extractor, config.num_images, quiet)
     reference = photographs[0].batch(torch.arange(40))
-    assert profile(real, extractor, config, model).noise_limit == noise_limit(noise_level(reference)) >= 0.5
+    assert (
+        profile(real, extractor, config, model, DataConfig()).noise_limit == noise_limit(noise_level(reference)) >= 0.5
+    )
     assert floor_row(real).noise_share == 0
     row = model_row("student", drawn, real, extractor)
     assert row.noise_share == 0.5
@@ -87,5 +90,5 @@ def test_a_reference_of_noise_leaves_the_share_undefined(drawn, extractor, confi
     static = np.random.default_rng(0).integers(0, 256, (20, 1, 28, 28), dtype=np.uint8)
     noise = ImageArray("static", static, np.zeros(20, np.uint8), "0")
     real = real_images(noise, noise, extractor, config.num_images, quiet)
-    assert profile(real, extractor, config, model).noise_limit is None
+    assert profile(real, extractor, config, model, DataConfig()).noise_limit is None
     assert floor_row(real).noise_share is None and model_row("student", drawn, real, extractor).noise_share is None

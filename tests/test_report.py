@@ -25,6 +25,8 @@ from edgediff.reporting.page import short
 from edgediff.results import (
     DIRECTIONS,
     BudgetCheck,
+    ClassAccuracy,
+    ClassAccuracyRow,
     Diagnosis,
     ErrorPictures,
     LatencyRow,
@@ -244,6 +246,24 @@ def test_every_row_and_direction_is_on_the_page(finished):
     assert "tensorrt_rtx 0.00500 MB 3.00 s 1 / 1 / 1" in text
     assert "expected by the recipe (measured) figure speedup 4" in text
     assert content_hash(line.run.pruned) in text
+
+
+def test_a_run_without_a_data_set_is_not_held_against_real_images(finished, a_report):
+    profile, drawn = a_report.quality.profile, "images drawn by the teacher"
+    profile.reference_kind = profile.floor_kind = drawn
+    rows = [ClassAccuracyRow(role="student", guidance_scale=1.0, class_accuracy=0.5)]
+    a_report.quality.class_accuracy = ClassAccuracy(
+        classifier_sha256="c" * 64, num_images=4, real=0.75, num_real=9, rows=rows
+    )
+    line = finished()
+    line.report()
+    text, card = words(page_of(line.run)), (line.run.path / "README.md").read_text(encoding="utf-8")
+    assert f"teacher 100, {drawn} (floor) 61.3" in text
+    assert f"{drawn} (floor) – 61.3 0.010 ± 0.010" in text and f"| {drawn} (floor) | 61.3 | 0.010 ± 0.010 |" in card
+    for said in (text, card):
+        assert f"5 images a row against 9 of n ({drawn})" in said or f"5 images against 9 of n ({drawn})" in said
+        assert f"trained on {drawn}" in said and "real images" not in said
+    assert f"{drawn} 75.0% student 50.0%" in text
 
 
 @pytest.mark.parametrize(("kd", "titles"), [("place", 6), ("none", 2)])

@@ -11,7 +11,7 @@ from edgediff.errors import BadInputError, nearest
 from edgediff.output import Output
 from edgediff.recipe import DataConfig
 
-__all__ = ["Images", "Source", "load"]
+__all__ = ["Images", "Source", "drawn_by", "load"]
 
 KNOWN = ("fashion-mnist", "fashion-mnist-20k")  # the second: always the packaged subset, the same on every machine
 
@@ -41,6 +41,11 @@ def load(config: DataConfig, split: Split, *, shape: tuple[int, int, int], outpu
             f"unknown data: {config.name}", f"{nearest(config.name, KNOWN)}; or give a folder of images"
         )
     return folder.load(root, split, shape, output or Output())
+
+
+def drawn_by(config: DataConfig, split: Split) -> str | None:
+    """Return the hash of the model that drew the images of a split; None for real ones, as far as is known."""
+    return None if config.name in KNOWN else folder.drawn_by(Path(config.name), split)
 
 
 def _sized(shape: tuple[int, int, int]) -> str:

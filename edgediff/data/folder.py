@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 
 from edgediff.artifacts import read_object
-from edgediff.data import arrow, decoding, splits, walk
+from edgediff.data import arrow, decoding, generated, splits, walk
 from edgediff.data.arrow import ArrowImages
 from edgediff.data.encoded import Encoded, EncodedImages
 from edgediff.data.image_files import ImageFiles
@@ -46,6 +46,11 @@ def load(folder: Path, split: Split, shape: tuple[int, int, int], output: Output
             "divide them into sub-folders `train` and `test`, or add images",
         )
     return EncodedImages(f"{folder.resolve().name}/{split}", encoded, shape, output.say)
+
+
+def drawn_by(folder: Path, split: Split) -> str | None:
+    """Return the hash of the model that drew the images of a split; None for real ones, as far as the folder says."""
+    return generated.drawn_by(_part(folder, split)[0])
 
 
 def _part(folder: Path, split: Split) -> tuple[Path, bool]:

@@ -127,7 +127,7 @@ def _headline(report: Report) -> list[dict[str, str]]:
             "name": f"Fréchet distance {ARROWS['lower']}",
             "value": number(of_student.frechet_distance),
             "beside": f"teacher {number(of_teacher.frechet_distance)}, "
-            f"real images {number(quality['floor'].frechet_distance)}",
+            f"{report.quality.profile.floor_kind} (floor) {number(quality['floor'].frechet_distance)}",
         }
     )
     found.append(

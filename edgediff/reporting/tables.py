@@ -6,7 +6,7 @@ from edgediff.results import Quality
 
 
 def class_accuracy_table(quality: Quality) -> list[list[str]]:
-    """Return class accuracy as rows of words: a heading, real images, then a row a model."""
+    """Return class accuracy as rows of words: a heading, what the data reach, then a row a model."""
     found = quality.class_accuracy
     if found is None:
         return []
@@ -16,6 +16,6 @@ def class_accuracy_table(quality: Quality) -> list[list[str]]:
         by_role.setdefault(row.role, []).append(f"{row.class_accuracy:.1%}")
     return [
         ["", *(f"guidance {scale:g}" for scale in scales)],
-        ["real images", *[f"{found.real:.1%}"] * len(scales)],
+        [quality.profile.reference_kind, *[f"{found.real:.1%}"] * len(scales)],
         *([role, *shares] for role, shares in by_role.items()),
     ]
