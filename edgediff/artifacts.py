@@ -186,12 +186,15 @@ def up_to_date(
     return True
 
 
-def claims(folder: Path, *, stage: str, config: Mapping[str, Any]) -> bool:
-    """Return whether `folder` says that it is finished, of this stage and config; no file is read but its manifest."""
+def claims(folder: Path, *, stage: str, config: Mapping[str, Any], aside: Collection[str] = ()) -> bool:
+    """Return whether `folder` says that it is finished, of this stage and config; no file is read but its manifest.
+
+    Args: aside: as of `up_to_date`.
+    """
     if not (folder / MANIFEST).is_file():
         return False
     found = read_object(folder / MANIFEST)
-    return _describes(found, stage, config, found.get("inputs", {}))
+    return _describes(found, stage, config, found.get("inputs", {}), aside)
 
 
 def write_result(

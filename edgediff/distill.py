@@ -28,6 +28,9 @@ from edgediff.training.loop import train
 from edgediff.training.precision import settled
 
 
+WATCHING = tuple(f"distill.{name}" for name in DISTILL_WATCHING)  # of `distillation_config`: decides nothing
+
+
 def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -> TrainingSummary:
     """Write `run.student` with averaged weights, and the curve to `run.train_log`.
 
@@ -49,8 +52,7 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
         "pruned": content_hash(source),
         "images": images.sha256,
     }
-    aside = [f"distill.{name}" for name in DISTILL_WATCHING]
-    if up_to_date(run.student, stage="distill", config=config, inputs=inputs, aside=aside):
+    if up_to_date(run.student, stage="distill", config=config, inputs=inputs, aside=WATCHING):
         summary = TrainingSummary.model_validate(read_json(run.student / "manifest.json")["training"])
         output.stage("distill", f"up to date: {summary.steps} steps with kd {summary.kd}")
         return summary
@@ -80,7 +82,7 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
             checkpoints=run.checkpoints,
             log=run.train_log,
             identity={
-                "distill": without(decisive, ("training", *DISTILL_WATCHING)),
+                "distill": without(config["distill"], ("training", *DISTILL_WATCHING)),
                 "data": recipe.data.model_dump(include=TOLD),
                 **inputs,
             },
@@ -123,7 +125,7 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
 
 
 def distillation_config(recipe: Recipe) -> dict[str, Any]:
-    """Return what of a recipe decides how the student comes out."""
+    """Return what of a recipe decides how the student comes out, and how its training is watched."""
     # Of teachers and caches the inputs hold hashes: where they lie decides nothing.
     own = recipe.distill.model_dump(mode="json", exclude={"teachers": True, "cache": {"folder"}})
     return {"distill": own, "data": recipe.data.model_dump(mode="json")}

@@ -14,7 +14,7 @@ from edgediff.benchmark import benchmark
 from edgediff.build import build, check_buildable
 from edgediff.diagnose import diagnose
 from edgediff.diffusion.sampler import check_steps
-from edgediff.distill import distill, distillation_config, target_source
+from edgediff.distill import WATCHING, distill, distillation_config, target_source
 from edgediff.distillation.cache import check_source
 from edgediff.errors import BadInputError, MissingExtraError
 from edgediff.evaluate import evaluate
@@ -104,7 +104,10 @@ def _without_finished(stages: Sequence[StagePlan], run: Run, recipe: Recipe) -> 
     chain = [(run.assistant(place), of) for place, of in enumerate(roles.assistant_recipes(recipe))]
     standing = [
         claims(run.pruned, stage="prune", config=pruning_config(recipe)),
-        *(claims(of.student, stage="distill", config=distillation_config(its)) for of, its in [*chain, (run, recipe)]),
+        *(
+            claims(of.student, stage="distill", config=distillation_config(its), aside=WATCHING)
+            for of, its in [*chain, (run, recipe)]
+        ),
     ]
     first = next(place for place, stage in enumerate(stages) if stage.stage == "prune")
     until = first + sum(itertools.takewhile(bool, standing))

@@ -325,9 +325,7 @@ class TrainingSummary(Result):
     batch_size: int
     steps_per_second: float  # of all steps, in whatever parts they were trained
     final: dict[str, float]  # mean of the logged quantities over the last tenth of the steps
-    cache: dict[str, float] | None = (
-        None  # what the target cache read, computed and saved in all steps, when there was one
-    )
+    cache: dict[str, float] | None = None  # what the target cache, if any, read, computed and saved in all steps
 
 
 class BudgetComparison(Result):
