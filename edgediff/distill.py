@@ -27,7 +27,6 @@ from edgediff.training.batches import TOLD, Noising
 from edgediff.training.loop import train
 from edgediff.training.precision import settled
 
-
 WATCHING = tuple(f"distill.{name}" for name in DISTILL_WATCHING)  # of `distillation_config`: decides nothing
 
 
