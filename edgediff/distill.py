@@ -24,7 +24,7 @@ from edgediff.run import Run
 from edgediff.samples import Samples
 from edgediff.training import checkpoint, log, processes
 from edgediff.training.batches import TOLD, Noising
-from edgediff.training.loop import train
+from edgediff.training.loop import train, unreached_rate
 from edgediff.training.precision import settled
 
 WATCHING = tuple(f"distill.{name}" for name in DISTILL_WATCHING)  # of `distillation_config`: decides nothing
@@ -61,7 +61,7 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
     check_together(*(common(of.family, of.model.config, of.scheduler, of.folder) for of in (small, *teachers)))
     batch = settings.global_batch(processes.group().num_processes)
     output.stage("distill", f"{objective_words(recipe.distill)}, {settings.steps} steps of {batch}")
-    for words in processes.overruled(settled(settings, processes.device())):
+    for words in (*processes.overruled(settled(settings, processes.device())), *unreached_rate(settings)):
         output.say(words)
     for loaded in (small, *teachers):
         loaded.model.to(processes.device())

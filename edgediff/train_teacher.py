@@ -27,7 +27,7 @@ from edgediff.skeleton import lay_out
 from edgediff.teacher_card import write_card
 from edgediff.training import checkpoint, processes
 from edgediff.training.batches import TOLD, NoisedBatch, Noising
-from edgediff.training.loop import LOG_NAME, train
+from edgediff.training.loop import LOG_NAME, train, unreached_rate
 from edgediff.training.precision import settled
 
 IDENTITY = ("model", "scheduler", "text_encoder")  # the parts of a recipe that a training's state belongs to
@@ -96,7 +96,7 @@ def train_teacher(recipe: TeacherRecipe, out: Path, output: Output, *, resume: b
 
     batch = settings.global_batch(processes.group().num_processes)
     output.stage("teacher", f"{recipe.name}, {settings.steps} steps of {batch}")
-    for words in processes.overruled(settled(settings, processes.device())):
+    for words in (*processes.overruled(settled(settings, processes.device())), *unreached_rate(settings)):
         output.say(words)
     with output.progress("train", settings.steps, done) as progress:
         result = train(

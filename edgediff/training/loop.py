@@ -82,6 +82,17 @@ def learning_rate(step: int, config: TrainingConfig) -> float:
     return config.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
+def unreached_rate(config: TrainingConfig) -> list[str]:
+    """Say, where the warm-up is as long as the training, that the learning rate is never reached."""
+    if config.warmup_steps < config.steps:
+        return []
+    reached = learning_rate(config.steps - 1, config.model_copy(update={"lr_schedule": "constant"}))
+    return [
+        f"the learning rate only rises to {reached:.2g}, not to {config.learning_rate:.2g}: warmup_steps "
+        f"({config.warmup_steps}) takes all of the {config.steps} steps"
+    ]
+
+
 def train(
     model: nn.Module,
     batches: Batches,

@@ -14,7 +14,7 @@ from edgediff.errors import BadInputError, CorruptArtifactError, InterruptedStag
 from edgediff.recipe import TrainingConfig
 from edgediff.training import checkpoint
 from edgediff.training.ema import EMA
-from edgediff.training.loop import learning_rate
+from edgediff.training.loop import learning_rate, unreached_rate
 from edgediff.training.precision import autocast, settled
 
 
@@ -73,6 +73,13 @@ def test_it_learns(tmp_path):
 def log_of_training(folder, **values):
     run(folder, config=changed(**values))
     return log_of(folder)
+
+
+def test_a_rate_that_a_short_training_never_reaches_is_told():
+    short = TrainingConfig(steps=49, warmup_steps=99, learning_rate=1e-3)
+    (words,) = unreached_rate(short)
+    assert "only rises to 0.00049, not to 0.001" in words
+    assert unreached_rate(short.model_copy(update={"warmup_steps": 48})) == []
 
 
 def test_the_learning_rate_of_every_step():
