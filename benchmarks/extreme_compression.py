@@ -73,15 +73,15 @@ SAMPLERS = {
     for word, clipped in (("free", False), ("clipped", True))
 }
 
-# Every method with its settings: default weights, until the sweep of weights at this learning rate says otherwise.
+# Every method with its settings. Weights of losses of feature maps as their sweep chose; the others' are 1.
 METHODS: dict[str, dict[str, Any]] = {
     "none": {"kd": "none"},
     "output": {"kd": "output"},
     "place": {"kd": "place"},
     "lift": {"kd": "lift"},
-    "feature": {"kd": "feature"},
-    "output+feature": {"kd": "output,feature"},
-    "attention": {"kd": "attention"},
+    "feature": {"kd": "feature=0.01"},
+    "output+feature": {"kd": "output,feature=0.01"},
+    "attention": {"kd": "attention=0.1"},
     "multi_scale": {"kd": "multi_scale"},
 }
 
