@@ -140,7 +140,7 @@ def test_what_it_takes_on_disk_is_known_before(visited, opened, loaded, monkeypa
     steps(batches, visited // BATCH)
     shapes = [(1, 28, 28), *loaded.family.feature_shapes(loaded.model.config, POINTS)]
     # Beside the entries are their checksums and a header.
-    assert batches.teaching.report()["bytes"] == pytest.approx(cache.disk_bytes(COUNT, visited, shapes), rel=0.01)
+    assert report(batches)["bytes"] == pytest.approx(cache.disk_bytes(COUNT, visited, shapes), rel=0.01)
 
 
 def test_a_cache_with_features_serves_predictions_but_not_the_other_way_round(opened, tmp_path):
