@@ -25,7 +25,8 @@ def _worded(problem: Any, model: type[BaseModel]) -> str:
         case "missing":
             return f"{key}: missing"
         case "value_error":
-            return f"{key}: {problem['ctx']['error']}"
+            reason = str(problem["ctx"]["error"])
+            return f"{key}: {reason}" if key else reason  # of several keys, which it names
         case "literal_error":
             return f"{key}: not one of {problem['ctx']['expected']}: {problem['input']}"
         case _:

@@ -201,7 +201,7 @@ def test_how_a_training_is_watched_may_change_on_resuming(pruned, small_recipe, 
     longer = {**WATCHED, "training": {**WATCHED["training"], "steps": 5}}
     state = pruned.checkpoints / "training.safetensors"
     _say_in(state, "gradient_norms_every", 100)  # as states once did
-    with pytest.raises(BadInputError, match=r"belongs to another training \(distill.kd.lift None, not 1.0"):
+    with pytest.raises(BadInputError, match=r"belongs to another training \(distill.kd.lift not given → 1.0"):
         distill(pruned, small_recipe(distill={**longer, "kd": "lift"}), quiet, resume=True)
     assert distill(pruned, small_recipe(distill=longer), quiet, resume=True).steps == 5
 

@@ -76,19 +76,20 @@ def test_a_cached_teacher_answers_once():
 
 
 def test_a_plan_says_what_targets_take_on_disk(small_teacher):
-    """One of 28x28 takes 1,568 bytes, and shards are whole: two of 42,799 targets where 65,536 are kept."""
+    """One of 28x28 takes 1,568 bytes, and shards of 10,699 are whole."""
 
     def words(targets, **changes):
         distill = {"training": {"steps": 2000, "batch_size": 64}, "cache": {"targets": targets}, **changes}
         return planned(teacher=str(small_teacher), distill=distill)["distill"].what
 
-    assert words(32768).endswith("; 32,768 teacher targets kept, 49 MiB on disk")
-    assert words(65536).endswith("; 65,536 teacher targets kept, 128 MiB on disk")
+    assert words(32768).endswith("; 32,768 teacher targets kept, 64 MiB on disk")
+    assert words(65536).endswith("; 65,536 teacher targets kept, 112 MiB on disk")
     assert words(10**6).endswith("; 128,000 teacher targets kept, 192 MiB on disk")  # as many as there are samples
     assert "kept" not in words(0) and "kept" not in words(32768, kd="none")
     # With the maps of the small teacher's feature points, (16, 14, 14), (32, 14, 14) twice, (32, 28, 28), (16, 28, 28).
     size = 2 * (28 * 28 + (16 + 32 + 32) * 14 * 14 + (32 + 16) * 28 * 28)
-    assert words(600, kd="output,feature").endswith(f"600 teacher targets kept, {600 * size / 2**20:.0f} MiB on disk")
+    whole = 4 * (2**24 // size) * size
+    assert words(600, kd="output,feature").endswith(f"600 teacher targets kept, {whole / 2**20:.0f} MiB on disk")
 
 
 def test_assistants_are_told_apart_by_their_size():

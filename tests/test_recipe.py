@@ -107,7 +107,12 @@ def test_what_a_student_learns_is_worded_with_what_a_preset_set(kd, words):
     assert objective_words(check({**MINIMAL, "distill": {"kd": kd}}, Recipe).distill) == words
 
 
-@pytest.mark.parametrize(("ratios", "words"), [([0.5], "1 teacher assistant"), ([0.25, 0.5], "2 teacher assistants")])
+def test_a_mistake_of_two_sections_together_is_said_without_an_empty_key():
+    with pytest.raises(BadInputError, match=r"^recipe: distill.assistants: one of ratio 0.5 is no larger"):
+        check({**MINIMAL, "prune": {"ratio": 0.5}, "distill": {"assistants": [{"ratio": 0.5}]}}, Recipe)
+
+
+@pytest.mark.parametrize(("ratios", "words"), [([0.25], "1 teacher assistant"), ([0.25, 0.4], "2 teacher assistants")])
 def test_what_a_student_learns_is_worded_with_its_teacher_assistants(ratios, words):
     assistants = [{"ratio": ratio} for ratio in ratios]
     assert (
