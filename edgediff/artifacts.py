@@ -186,15 +186,18 @@ def up_to_date(
     return True
 
 
-def claims(folder: Path, *, stage: str, config: Mapping[str, Any], aside: Collection[str] = ()) -> bool:
+def claims(
+    folder: Path, *, stage: str, config: Mapping[str, Any], known: Mapping[str, str], aside: Collection[str] = ()
+) -> bool:
     """Return whether `folder` says that it is finished, of this stage and config; no file is read but its manifest.
 
-    Args: aside: as of `up_to_date`.
+    Args: known: those of its inputs whose hashes are at hand.
+          aside: as of `up_to_date`.
     """
     if not (folder / MANIFEST).is_file():
         return False
     found = read_object(folder / MANIFEST)
-    return _describes(found, stage, config, found.get("inputs", {}), aside)
+    return _describes(found, stage, config, {**found.get("inputs", {}), **known}, aside)
 
 
 def write_result(

@@ -14,7 +14,7 @@ from edgediff.artifacts import atomic_folder, content_hash, digest, read_json, u
 from edgediff.diffusion import schedule
 from edgediff.distillation.cache import TargetCache
 from edgediff.distillation.objective import Distillation
-from edgediff.distillation.targets import LiveTeacher, TaughtBatches, feature_points, x0_threshold
+from edgediff.distillation.targets import LiveTeacher, TaughtBatches, feature_points, uses_features, x0_threshold
 from edgediff.distillation.together import check_together, common
 from edgediff.model_folder import Loaded
 from edgediff.output import Output, number
@@ -27,6 +27,7 @@ from edgediff.training.batches import TOLD, Noising
 from edgediff.training.loop import train, unreached_rate
 from edgediff.training.precision import settled
 
+SUM_OF_PLACES = "added up over places"  # a mean before: another objective under the same recipe
 WATCHING = tuple(f"distill.{name}" for name in DISTILL_WATCHING)  # of `distillation_config`: decides nothing
 
 
@@ -51,6 +52,8 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
         "pruned": content_hash(source),
         "images": images.sha256,
     }
+    if uses_features(recipe.distill):
+        inputs["losses of feature maps"] = SUM_OF_PLACES
     if up_to_date(run.student, stage="distill", config=config, inputs=inputs, aside=WATCHING):
         summary = TrainingSummary.model_validate(read_json(run.student / "manifest.json")["training"])
         output.stage("distill", f"up to date: {summary.steps} steps with kd {summary.kd}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgediff import model_folder, roles, samples, teacher
-from edgediff.artifacts import MANIFEST, claims, write_text
+from edgediff.artifacts import MANIFEST, claims, content_hash, write_text
 from edgediff.benchmark import benchmark
 from edgediff.build import build, check_buildable
 from edgediff.diagnose import diagnose
@@ -101,18 +101,32 @@ def foresee(run: Run, recipe: Recipe, output: Output) -> Plan:
 
 def _without_finished(stages: Sequence[StagePlan], run: Run, recipe: Recipe) -> list[StagePlan]:
     """Return the stages, of which pruning and trainings are done up to the first that does not stand in the folder."""
-    chain = [(run.assistant(place), of) for place, of in enumerate(roles.assistant_recipes(recipe))]
-    standing = [
-        claims(run.pruned, stage="prune", config=pruning_config(recipe)),
-        *(
-            claims(of.student, stage="distill", config=distillation_config(its), aside=WATCHING)
-            for of, its in [*chain, (run, recipe)]
-        ),
-    ]
+    if any(map(teacher.registered, (recipe.teacher, *recipe.distill.teachers))):
+        return list(stages)  # a teacher that is not here has made nothing here
+    standing = [_pruned(run, recipe)]
+    standing += [_pruned(*each) and _distilled(*each) for each in [*roles.assistants(run, recipe), (run, recipe)]]
     first = next(place for place, stage in enumerate(stages) if stage.stage == "prune")
     until = first + sum(itertools.takewhile(bool, standing))
     done = [stage.model_copy(update={"seconds": 0.0, "what": f"done: {stage.what}"}) for stage in stages[first:until]]
     return [*stages[:first], *done, *stages[until:]]
+
+
+def _pruned(run: Run, recipe: Recipe) -> bool:
+    """Tell whether the pruned model in a folder is of this recipe and of the teacher as it is now."""
+    known = {"teacher": model_folder.fingerprint(roles.folder(run, recipe, "teacher"))}
+    return claims(run.pruned, stage="prune", config=pruning_config(recipe), known=known)
+
+
+def _distilled(run: Run, recipe: Recipe) -> bool:
+    """Tell whether the student in a folder is of this recipe, of its pruned model and of its teachers as they are."""
+    teachers = roles.teaching(run, recipe)
+    if not all(folder.is_dir() for folder in teachers):
+        return False
+    known = {
+        "teacher": "+".join(map(model_folder.fingerprint, teachers)),
+        "pruned": content_hash(run.pruned),
+    }
+    return claims(run.student, stage="distill", config=distillation_config(recipe), known=known, aside=WATCHING)
 
 
 def check_ahead(run: Run, recipe: Recipe, output: Output) -> None:

@@ -94,9 +94,17 @@ def outlines(recipe: Recipe, measured: Path | None = None) -> list[Outline]:
     """Return the outlines of a recipe's teacher assistants, in the order in which they are made, then its student's.
 
     Args: measured: as of `outline`.
-    Raises: what `outline` raises, and what `check_taught` does.
+    Raises: what `outline` and `check_taught` raise; BadInputError for an assistant no larger than the student.
     """
     found = [outline(planned, measured) for planned in (*roles.assistant_recipes(recipe), recipe)]
+    if recipe.distill.assistants:
+        last, student = (model_cost(what.family, what.student_config).params for what in found[-2:])
+        if last <= student:
+            raise BadInputError(
+                f"distill.assistants: one of ratio {recipe.distill.assistants[-1].ratio:g} has {last:,} parameters, no "
+                f"more than the student's {student:,}",
+                "give the last assistant a smaller ratio",
+            )
     check_taught(recipe, found)
     return found
 

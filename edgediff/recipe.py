@@ -31,7 +31,10 @@ def parse_count(value: Any) -> Any:
         return value
     multiple = SUFFIXES.get(value[-1:].lower())
     try:
-        return round(float(value[:-1]) * multiple) if multiple else int(value)
+        number = float(value[:-1]) * multiple if multiple else float(value)
+        if not multiple and not number.is_integer():
+            raise ValueError
+        return round(number)
     except (ValueError, OverflowError) as error:
         raise ValueError(f"needs a number such as 250000, 250k or 1.5M: {value}") from error
 
@@ -494,19 +497,6 @@ class Recipe(Config):
     evidence: Literal["published", "measured", "extrapolated", ""] = ""  # where `expected` comes from
     expected: dict[str, float | str] = {}  # figures to hold the run against, shown in its report
     published: PublishedConfig | None = None
-
-    @model_validator(mode="after")
-    def _assistants_larger_than_the_student(self) -> Self:
-        ratio, chain = self.prune.ratio, self.distill.assistants
-        if ratio is None or not chain:
-            return self
-        last = chain[-1].ratio
-        if last > ratio or (last == ratio and self.prune.depth is None):
-            raise ValueError(
-                f"distill.assistants: one of ratio {last} is no larger than the student of prune.ratio {ratio}, give "
-                "it a smaller one"
-            )
-        return self
 
     @model_validator(mode="after")
     def _somebody_knows_what_belongs_to_a_condition(self) -> Self:

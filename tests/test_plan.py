@@ -7,7 +7,7 @@ from edgediff import pipeline, registry
 from edgediff import plan as plans
 from edgediff.errors import BadInputError
 from edgediff.metrics.cost import model_cost
-from edgediff.plan import plan
+from edgediff.plan import outlines, plan
 from edgediff.recipe import Recipe, check
 from edgediff.registry import hub
 from edgediff.run import Run
@@ -47,7 +47,7 @@ def test_learned_depth_and_assistants_are_counted():
     stages = planned(
         teacher="fashion-dit",
         prune={"depth": depth},
-        distill={"assistants": [{"ratio": 0.5, "steps": 1000}], "training": {"steps": 2000}},
+        distill={"assistants": [{"ratio": 0.2, "steps": 1000}], "training": {"steps": 2000}},
     )
     assert "depth, by tinyfusion, learned in 500 steps of 8" in stages["prune"].what
     assert "kd place, 1000 steps of 64" in stages["assistant"].what
@@ -55,7 +55,7 @@ def test_learned_depth_and_assistants_are_counted():
 
 
 def distillations(**distill):
-    """The seconds of all trainings of 100 samples, with a student's forward of 2 and an assistant's next to none."""
+    """The seconds of all trainings of 100 samples, with a forward of 2 of the student."""
     recipe = check(
         {
             "teacher": "fashion-ddpm",
@@ -101,12 +101,27 @@ def test_assistants_are_told_apart_by_their_size():
     assert second.startswith(f"ratio 0.5, {sizes[1]:,} parameters: kd place")
 
 
+@pytest.mark.parametrize(
+    ("ratio", "prune"), [(0.75, {"ratio": 0.75}), (0.9, {"params": 250_000}), (0.9, {"depth": {"keep": 0}})]
+)
+def test_an_assistant_no_larger_than_the_student_is_refused(ratio, prune):
+    recipe = {"teacher": "fashion-ddpm", "data": PACKAGED, "prune": prune}
+    with pytest.raises(BadInputError, match=rf"one of ratio {ratio} has .* parameters, no more than the student's"):
+        outlines(check({**recipe, "distill": {"assistants": [{"ratio": ratio}]}}, Recipe))
+
+
+def test_an_assistant_as_narrow_as_the_student_is_larger_by_its_blocks():
+    recipe = {"teacher": "fashion-ddpm", "data": PACKAGED, "prune": {"ratio": 0.5, "depth": {"keep": 0}}}
+    assistant, student = outlines(check({**recipe, "distill": {"assistants": [{"ratio": 0.5}]}}, Recipe))
+    assert assistant.widths == student.widths
+
+
 def test_an_assistant_s_student_is_taught_by_it_alone_or_by_all():
-    assistants = [{"ratio": 0.89}]
+    assistants = [{"ratio": 0.84}]  # whose forward takes 2, too
     of_assistant, alone = distillations(assistants=assistants)
     assert of_assistant > 100 * 60 and alone < 100 * (3 * 2 + 2)
     *_, all_of_them = distillations(assistants=assistants, guidance="dense")
-    assert all_of_them - alone == pytest.approx(100 * 60 / 2, rel=0.02)
+    assert all_of_them - alone == pytest.approx(100 * (60 - 2) / 2, rel=0.02)
 
 
 def test_a_model_in_pixels_has_nothing_to_encode(small_teacher):

@@ -108,8 +108,9 @@ def test_what_a_student_learns_is_worded_with_what_a_preset_set(kd, words):
 
 
 def test_a_mistake_of_two_sections_together_is_said_without_an_empty_key():
-    with pytest.raises(BadInputError, match=r"^recipe: distill.assistants: one of ratio 0.5 is no larger"):
-        check({**MINIMAL, "prune": {"ratio": 0.5}, "distill": {"assistants": [{"ratio": 0.5}]}}, Recipe)
+    assert message({**MINIMAL, "data": {"random_conditioning": 0.5}, "distill": {"kd": "none"}}).startswith(
+        "recipe: data.random_conditioning"
+    )
 
 
 @pytest.mark.parametrize(("ratios", "words"), [([0.25], "1 teacher assistant"), ([0.25, 0.4], "2 teacher assistants")])
@@ -203,7 +204,9 @@ def test_exactly_one_pruning_target():
     assert "ratio, params" in message({**MINIMAL, "prune": {"ratio": 0.5, "params": 1000}})
 
 
-@pytest.mark.parametrize(("text", "value"), [("250k", 250_000), ("1.5M", 1_500_000), ("2G", 2_000_000_000), (7, 7)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("250k", 250_000), ("1.5M", 1_500_000), ("2G", 2_000_000_000), (7, 7), ("250.0", 250)]
+)
 def test_counts_have_suffixes(text, value):
     assert check({**MINIMAL, "prune": {"params": text}}, Recipe).prune.params == value
 
@@ -220,18 +223,11 @@ def test_a_count_that_is_none_is_refused(text):
     [
         ([0.3, 0.2], {"ratio": 0.5}, "assistants fall in size, so their ratios must rise: 0.3, 0.2"),
         ([0.3, 0.3], {"params": 1000}, "their ratios must rise: 0.3, 0.3"),
-        ([0.3, 0.5], {"ratio": 0.5}, "one of ratio 0.5 is no larger than the student of prune.ratio 0.5"),
-        ([0.6], {"ratio": 0.5, "depth": {"keep": 1}}, "one of ratio 0.6 is no larger than the student"),
     ],
 )
 def test_assistants_fall_in_size(ratios, prune, found):
     distill = {"assistants": [{"ratio": ratio} for ratio in ratios]}
     assert found in message({**MINIMAL, "prune": prune, "distill": distill})
-
-
-@pytest.mark.parametrize("prune", [{"ratio": 0.6}, {"params": 1000}, {"ratio": 0.5, "depth": {"keep": 1}}])
-def test_an_assistant_is_larger_than_the_student_in_width_or_depth(prune):
-    check({**MINIMAL, "prune": prune, "distill": {"assistants": [{"ratio": 0.2}, {"ratio": 0.5}]}}, Recipe)
 
 
 def test_who_teaches_is_said_once_and_means_something():

@@ -167,6 +167,13 @@ def test_teachers_with_another_latent_space_are_refused(small_recipe, tmp_path):
         check_taught(recipe, [])
 
 
+def test_what_a_config_leaves_to_its_class_is_no_other_latent_space(small_recipe, tmp_path):
+    silent = shutil.copytree(teacher.resolve("fashion-dit").folder, tmp_path / "silent")
+    config = read_json(silent / "vae" / "config.json")
+    write_json(silent / "vae" / "config.json", {key: of for key, of in config.items() if key != "shift_factor"})
+    check_taught(small_recipe(teacher="fashion-dit", distill={"teachers": [str(silent)]}), [])
+
+
 def test_teachers_of_several_types_are_held_to_the_range_of_data(small_teacher, tmp_path):
     """A v teacher that is converted at high noise, where its x0 leaves the range."""
     loaded = model_folder.load(small_teacher)

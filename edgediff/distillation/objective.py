@@ -85,7 +85,7 @@ class Distillation(nn.Module):
         batch: TaughtBatch,
         targets: Targets,
     ) -> dict[str, Tensor]:
-        """Put the distillation losses into `terms`; return what the first prediction loss says, LIFT or PLACE first."""
+        """Put the distillation losses into `terms`; return what one prediction loss says, LIFT or PLACE first."""
         config = self.config
         place = (batch.sample, batch.timestep, self.scheduler)
         mine = convert(prediction, *place, self.own, self.space)

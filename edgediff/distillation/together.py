@@ -23,7 +23,7 @@ class Common:
     told: dict[str, tuple[int, ...]]  # shape of every further argument of its forward, for one sample
     classes: int | None  # that its labels are of; None: it is told none
     scheduler: Any  # None: not on this machine yet
-    encoders: dict[str, tuple[Any, ...]] | None  # what makes its latents and embeddings; None: not known
+    encoders: dict[str, dict[str, Any]] | None  # settings of what makes its latents and embeddings; None: not known
 
 
 def common(family: Family, config: Config, scheduler: Any, folder: Path | None) -> Common:
@@ -50,11 +50,10 @@ def check_together(own: Common, *teachers: Common) -> None:
                 f"teacher and student are told other things: {_words(other)} and {_words(own)}",
                 "choose teachers with the conditioning of the recipe's teacher",
             )
-        if None not in (own.encoders, other.encoders) and other.encoders != own.encoders:
-            mine, theirs = own.encoders or {}, other.encoders or {}
-            name = next(name for name in (*mine, *theirs) if mine.get(name) != theirs.get(name))
+        differing = _differing(own.encoders, other.encoders)
+        if differing is not None:
             raise BadInputError(
-                f"teacher and student have different encoders, so a batch is not the same to both: `{name}`",
+                f"teacher and student have different encoders, so a batch is not the same to both: `{differing}`",
                 "choose teachers whose pipelines have the parts of the recipe's teacher",
             )
         if None not in (own.scheduler, other.scheduler) and not same(other.scheduler, own.scheduler):
@@ -64,12 +63,25 @@ def check_together(own: Common, *teachers: Common) -> None:
             )
 
 
-def _encoders(folder: Path) -> dict[str, tuple[Any, ...]]:
+def _differing(mine: dict[str, dict[str, Any]] | None, theirs: dict[str, dict[str, Any]] | None) -> str | None:
+    """Return the first part that one has not, or has otherwise; what a config leaves to its class is not compared."""
+    if mine is None or theirs is None:
+        return None
+    for name in sorted({*mine, *theirs}):
+        if name not in mine or name not in theirs:
+            return name
+        both = mine[name].keys() & theirs[name].keys()
+        if any(mine[name][key] != theirs[name][key] for key in both):
+            return name
+    return None
+
+
+def _encoders(folder: Path) -> dict[str, dict[str, Any]]:
     found = {}
     for pattern, settings in (("vae", LATENT), ("text_encoder*", TEXT)):
         for file in sorted(folder.glob(f"{pattern}/config.json")):
             config = read_object(file)
-            found[file.parent.name] = tuple(str(config.get(name)) for name in settings)
+            found[file.parent.name] = {name: config[name] for name in settings if name in config}
     return found
 
 

@@ -51,12 +51,6 @@ def starting_facts(
         }
     facts = {"run": uuid.uuid4().hex, "counts": {}, **checkpoint.read_facts(path)}  # older states have neither
     facts["identity"] = without(facts["identity"], ONCE_FIXED)
-    if not resume:
-        state = "a finished" if facts["step"] == facts["settings"][-1]["steps"] else "an unfinished"
-        raise BadInputError(
-            f"{state} training stands at step {facts['step']}: `{path}`",
-            "add `--resume` to go on from there, or delete that file to start again",
-        )
     if facts["identity"] != wanted:
         difference = "; ".join(differences(facts["identity"], wanted).values())
         batch = (
@@ -65,6 +59,12 @@ def starting_facts(
         raise BadInputError(
             f"the checkpoint belongs to another training ({difference}): `{path}`",
             f"resume with the recipe it was started with, or delete that file to start again{batch}",
+        )
+    if not resume:
+        state = "a finished" if facts["step"] == facts["settings"][-1]["steps"] else "an unfinished"
+        raise BadInputError(
+            f"{state} training stands at step {facts['step']}: `{path}`",
+            "add `--resume` to go on from there, or delete that file to start again",
         )
     if facts["step"] > config.steps:
         raise BadInputError(
