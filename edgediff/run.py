@@ -18,6 +18,7 @@ class Run:
     """
 
     path: Path
+    whole: Run | None = None  # the run that it is a part of, an assistant's
 
     @property
     def recipe(self) -> Path:
@@ -41,7 +42,7 @@ class Run:
 
     def assistant(self, place: int) -> Run:
         """The run of a teacher assistant, counted from 0: `pruned/`, `student/`, `train.jsonl`."""
-        return Run(self.path / "assistants" / str(place))
+        return Run(self.path / "assistants" / str(place), whole=self)
 
     def pruning(self, way: str) -> Path:
         """The run folder of one way of pruning, of those that are compared."""
@@ -54,8 +55,8 @@ class Run:
 
     @property
     def encoded(self) -> Path:
-        """Latents and text embeddings of the data, which every stage shares."""
-        return self.path / "encoded"
+        """Latents and text embeddings of the data, which every stage shares, those of assistants too."""
+        return self.whole.encoded if self.whole else self.path / "encoded"
 
     @property
     def targets(self) -> Path:

@@ -96,6 +96,11 @@ def test_assistants_of_a_shallow_student_lose_channels_only(small_recipe):
     assert [(of.prune.ratio, of.prune.depth) for of in roles.assistant_recipes(shallow)] == [(0.25, None)]
 
 
+def test_a_chain_encodes_its_data_once(small_recipe, tmp_path):
+    run, recipe = Run(tmp_path / "run"), small_recipe(prune={"ratio": 0.75}, distill=CHAIN)
+    assert {roles.encoded(*stage) for stage in roles.assistants(run, recipe)} == {roles.encoded(run, recipe)}
+
+
 def test_several_teachers_speak_in_turns(small_teacher, other_teacher):
     """Every entry has one of them, the same at every visit, each about as often."""
     teachers = [model_folder.load(folder) for folder in (small_teacher, other_teacher)]
