@@ -16,6 +16,7 @@ from edgediff import artifacts
 from edgediff.artifacts import (
     atomic_file,
     atomic_folder,
+    claims,
     content_hash,
     first_file,
     read_json,
@@ -74,6 +75,14 @@ def test_files_have_the_permissions_of_new_files(tmp_path):
         temporary.touch(0o600)
     (tmp_path / "ordinary").touch()
     assert (tmp_path / "private").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
+
+
+def test_what_is_known_of_the_inputs_decides_whether_a_folder_claims_to_be_finished(tmp_path):
+    own = {"stage": "prune", "config": {"ratio": 0.5}}
+    write_manifest(tmp_path, **own, inputs={"teacher": "a", "images": "b"})
+    assert claims(tmp_path, **own, known={}) and claims(tmp_path, **own, known={"teacher": "a"})
+    assert not claims(tmp_path, **own, known={"teacher": "c"})
+    assert not claims(tmp_path, stage="prune", config={"ratio": 0.6}, known={})
 
 
 def test_up_to_date_means_the_same_stage_config_and_inputs(tmp_path):

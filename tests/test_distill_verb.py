@@ -191,7 +191,7 @@ def test_a_finished_student_stays_so_however_it_was_watched(pruned, small_recipe
     assert distill(pruned, small_recipe(distill=WATCHED), quiet) == first
     assert (pruned.student / "manifest.json").stat().st_mtime_ns == written
     other = {"training": {**WATCHED["training"], "seed": 1}}
-    with pytest.raises(BadInputError, match="a finished training stands at step 3"):
+    with pytest.raises(BadInputError, match="training.seed 0 → 1"):
         distill(pruned, small_recipe(distill=other), quiet)
 
 
@@ -200,19 +200,28 @@ def test_how_a_training_is_watched_may_change_on_resuming(pruned, small_recipe, 
     shutil.rmtree(pruned.student)
     longer = {**WATCHED, "training": {**WATCHED["training"], "steps": 5}}
     state = pruned.checkpoints / "training.safetensors"
-    _say_in(state, "gradient_norms_every", 100)  # as states once did
+    _edit(state, lambda identity: identity["distill"].update(gradient_norms_every=100))  # as states once said
     with pytest.raises(BadInputError, match=r"belongs to another training \(distill.kd.lift not given → 1.0"):
         distill(pruned, small_recipe(distill={**longer, "kd": "lift"}), quiet, resume=True)
     assert distill(pruned, small_recipe(distill=longer), quiet, resume=True).steps == 5
 
 
-def _say_in(state, name, value):
-    """Add a setting to those that a saved state says it belongs to."""
+def test_a_training_under_another_sum_of_feature_losses_does_not_go_on_unheard(pruned, small_recipe, quiet):
+    recipe = small_recipe(distill={**SHORT, "kd": "output,feature"})
+    distill(pruned, recipe, quiet)
+    shutil.rmtree(pruned.student)
+    _edit(pruned.checkpoints / "training.safetensors", lambda identity: identity.pop("losses of feature maps"))
+    for resume in (True, False):  # without, before `--resume` is advised
+        with pytest.raises(BadInputError, match=r"another training \(losses of feature maps not given → added up"):
+            distill(pruned, recipe, quiet, resume=resume)
+
+
+def _edit(state, change):
+    """Change what a saved state says it belongs to."""
     with safe_open(state, framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open cannot be iterated)
         facts = json.loads(file.metadata()["facts"])
-    assert name not in facts["identity"]["distill"]
-    facts["identity"]["distill"][name] = value
+    change(facts["identity"])
     save_file(tensors, state, metadata={"facts": json.dumps(facts)})
 
 
