@@ -191,7 +191,7 @@ def test_a_finished_student_stays_so_however_it_was_watched(pruned, small_recipe
     assert distill(pruned, small_recipe(distill=WATCHED), quiet) == first
     assert (pruned.student / "manifest.json").stat().st_mtime_ns == written
     other = {"training": {**WATCHED["training"], "seed": 1}}
-    with pytest.raises(BadInputError, match="training.seed 0 → 1"):
+    with pytest.raises(BadInputError, match=r"training\.seed 0 → 1"):
         distill(pruned, small_recipe(distill=other), quiet)
 
 
