@@ -6,12 +6,15 @@ import os
 from pathlib import Path
 
 from edgediff.artifacts import digest
+from edgediff.errors import BadInputError
 
 
 def kept(source: Path, what: str) -> Path:
     """Return where `what` (a file name) made from the file `source` is kept: elsewhere after the file has changed.
 
     In `$XDG_CACHE_HOME/edgediff`, else `~/.cache/edgediff`; all of it may be deleted at any time.
+
+    Raises: BadInputError where there is neither.
     """
     status = source.stat()
     return made(digest([str(source.resolve()), status.st_size, status.st_mtime_ns]), what)
@@ -23,4 +26,8 @@ def made(key: str, what: str) -> Path:
 
 
 def _folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "edgediff", "data")
+    try:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:  # a user without a home, as containers have
+        raise BadInputError("there is no home folder to keep caches of data in", "set XDG_CACHE_HOME") from error
+    return root / "edgediff" / "data"

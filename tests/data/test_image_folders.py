@@ -3,13 +3,14 @@
 import hashlib
 import os
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
 from edgediff import data
 from edgediff.artifacts import sha256
-from edgediff.data import image_files
+from edgediff.data import image_files, user_cache
 from edgediff.errors import BadInputError
 from edgediff.recipe import DataConfig
 
@@ -252,3 +253,13 @@ def test_tables_of_what_is_known_about_images_are_not_data(photos, picture):
     """img2dataset and image folders of the Hugging Face hub have them beside the images."""
     (photos / "00000.parquet").write_bytes(b"urls and captions")
     assert len(load(photos)) + len(load(photos, "test")) == 40
+
+
+def test_a_user_without_a_home_is_told_where_caches_may_be_kept(monkeypatch):
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")  # as `Path.home` says
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", nowhere)
+    with pytest.raises(BadInputError, match="no home folder"):
+        user_cache.made("0" * 64, "what")
