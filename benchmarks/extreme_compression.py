@@ -178,7 +178,10 @@ def cells() -> list[Cell]:
 
 def shapes() -> list[Cell]:
     """As many parameters, where they do more."""
-    settings: list[Settings] = [("place", {}), ("output", {}), ("place", ANGULAR), ("none", ANGULAR)]
+    settings: list[Settings] = [
+        *(("place", {}), ("output", {}), ("place", ANGULAR), ("none", ANGULAR)),
+        ("output+feature", ANGULAR),
+    ]
     seeds = {"searched": range(5), "shallow": range(4)}
     ours = [Cell("output", seed, "shape", shape=shape, distill=ANGULAR) for shape in SHAPES for seed in seeds[shape]]
     return ours + [
@@ -197,6 +200,7 @@ def why() -> list[Cell]:
         ("output", {"initial": "pruned"}),
         ("place", {"initial": "pruned"}),
         ("output", {**ANGULAR, "initial": "pruned"}),
+        ("output+feature", ANGULAR),
         ("output", {"kd_space": "v_prediction"}),  # an eps network, its error weighed as v's
         ("output", {"timestep_weighting": "angular"}),
         ("place", {**ANGULAR, "place": {"terms": "fine"}}),
