@@ -19,7 +19,7 @@ ADJUSTABLE = {
     *("steps", "learning_rate", "lr_schedule", "warmup_steps", "grad_clip", *WATCHING),
     *("batch_size", "gradient_accumulation", "gradient_checkpointing", "compile"),
 }
-ONCE_FIXED = ("distill.gradient_norms_every",)  # older states say it, and it decides nothing
+ONCE_FIXED = ("distill.gradient_norms_every",)  # older states and some callers say it, and it decides nothing
 
 
 def starting_facts(
@@ -39,7 +39,7 @@ def starting_facts(
         "global_batch": config.global_batch(processes),
     }
     # Through JSON, in which a saved one comes back.
-    wanted = json.loads(json.dumps({**identity, "training": fixed}))
+    wanted = without(json.loads(json.dumps({**identity, "training": fixed})), ONCE_FIXED)
     if not path.exists():
         return {
             "identity": wanted,

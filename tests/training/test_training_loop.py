@@ -490,3 +490,10 @@ def test_fp16_resumes_with_its_loss_scale(tmp_path):
     first, *_, last = log_of(tmp_path / "straight")
     assert first["loss_scale"] == 65536 and "grad_norm" not in first
     assert last["loss_scale"] < 65536 and last["grad_norm"] > 0
+
+
+def test_a_training_whose_identity_says_how_often_norms_are_logged_goes_on(tmp_path):
+    logged = {"distill": {"kd": {}, "gradient_norms_every": 100}}
+    run(tmp_path, config=changed(steps=2), identity=logged)
+    _, result = run(tmp_path, config=changed(steps=4), identity=logged, resume=True)
+    assert result.resumed_at == [2]
