@@ -52,8 +52,6 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
         "pruned": content_hash(source),
         "images": images.sha256,
     }
-    if uses_features(recipe.distill):
-        inputs["losses of feature maps"] = SUM_OF_PLACES
     if up_to_date(run.student, stage="distill", config=config, inputs=inputs, aside=WATCHING):
         summary = TrainingSummary.model_validate(read_json(run.student / "manifest.json")["training"])
         output.stage("distill", f"up to date: {summary.steps} steps with kd {summary.kd}")
@@ -130,6 +128,8 @@ def distillation_config(recipe: Recipe) -> dict[str, Any]:
     """Return what of a recipe decides how the student comes out, and how its training is watched."""
     # Of teachers and caches the inputs hold hashes: where they lie decides nothing.
     own = recipe.distill.model_dump(mode="json", exclude={"teachers": True, "cache": {"folder"}})
+    if uses_features(recipe.distill):
+        own["feature_losses"] = SUM_OF_PLACES
     return {"distill": own, "data": recipe.data.model_dump(mode="json")}
 
 

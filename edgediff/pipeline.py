@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -103,27 +104,29 @@ def _without_finished(stages: Sequence[StagePlan], run: Run, recipe: Recipe) -> 
     """Return the stages, of which pruning and trainings are done up to the first that does not stand in the folder."""
     if any(map(teacher.registered, (recipe.teacher, *recipe.distill.teachers))):
         return list(stages)  # a teacher that is not here has made nothing here
-    standing = [_pruned(run, recipe)]
-    standing += [_pruned(*each) and _distilled(*each) for each in [*roles.assistants(run, recipe), (run, recipe)]]
+    fingerprint = cache(model_folder.fingerprint)  # of a teacher that all of them have, read once
+    standing = [_pruned(run, recipe, fingerprint)]
+    for part, its in [*roles.assistants(run, recipe), (run, recipe)]:
+        standing.append(_pruned(part, its, fingerprint) and _distilled(part, its, fingerprint))
     first = next(place for place, stage in enumerate(stages) if stage.stage == "prune")
     until = first + sum(itertools.takewhile(bool, standing))
     done = [stage.model_copy(update={"seconds": 0.0, "what": f"done: {stage.what}"}) for stage in stages[first:until]]
     return [*stages[:first], *done, *stages[until:]]
 
 
-def _pruned(run: Run, recipe: Recipe) -> bool:
+def _pruned(run: Run, recipe: Recipe, fingerprint: Callable[[Path], str]) -> bool:
     """Tell whether the pruned model in a folder is of this recipe and of the teacher as it is now."""
-    known = {"teacher": model_folder.fingerprint(roles.folder(run, recipe, "teacher"))}
+    known = {"teacher": fingerprint(roles.folder(run, recipe, "teacher"))}
     return claims(run.pruned, stage="prune", config=pruning_config(recipe), known=known)
 
 
-def _distilled(run: Run, recipe: Recipe) -> bool:
+def _distilled(run: Run, recipe: Recipe, fingerprint: Callable[[Path], str]) -> bool:
     """Tell whether the student in a folder is of this recipe, of its pruned model and of its teachers as they are."""
     teachers = roles.teaching(run, recipe)
     if not all(folder.is_dir() for folder in teachers):
         return False
     known = {
-        "teacher": "+".join(map(model_folder.fingerprint, teachers)),
+        "teacher": "+".join(map(fingerprint, teachers)),
         "pruned": content_hash(run.pruned),
     }
     return claims(run.student, stage="distill", config=distillation_config(recipe), known=known, aside=WATCHING)

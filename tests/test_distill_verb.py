@@ -210,9 +210,9 @@ def test_a_training_under_another_sum_of_feature_losses_does_not_go_on_unheard(p
     recipe = small_recipe(distill={**SHORT, "kd": "output,feature"})
     distill(pruned, recipe, quiet)
     shutil.rmtree(pruned.student)
-    _edit(pruned.checkpoints / "training.safetensors", lambda identity: identity.pop("losses of feature maps"))
+    _edit(pruned.checkpoints / "training.safetensors", lambda identity: identity["distill"].pop("feature_losses"))
     for resume in (True, False):  # without, before `--resume` is advised
-        with pytest.raises(BadInputError, match=r"another training \(losses of feature maps not given → added up"):
+        with pytest.raises(BadInputError, match=r"another training \(distill.feature_losses not given → added up"):
             distill(pruned, recipe, quiet, resume=resume)
 
 

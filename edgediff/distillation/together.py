@@ -12,7 +12,7 @@ from edgediff.errors import BadInputError
 from edgediff.families import Config, Family
 
 LATENT = ("latent_channels", "scaling_factor", "shift_factor")  # of an autoencoder: others decode the same latents
-TEXT = ("_class_name", "architectures", "hidden_size", "num_hidden_layers", "vocab_size")
+TEXT = ("architectures", "hidden_size", "num_hidden_layers", "vocab_size")
 
 
 @dataclass(frozen=True)
