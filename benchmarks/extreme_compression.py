@@ -200,7 +200,6 @@ def why() -> list[Cell]:
         ("output", {"initial": "pruned"}),
         ("place", {"initial": "pruned"}),
         ("output", {**ANGULAR, "initial": "pruned"}),
-        ("output+feature", ANGULAR),
         ("output", {"kd_space": "v_prediction"}),  # an eps network, its error weighed as v's
         ("output", {"timestep_weighting": "angular"}),
         ("place", {**ANGULAR, "place": {"terms": "fine"}}),
@@ -209,7 +208,8 @@ def why() -> list[Cell]:
         ("output", {**V, "timestep_weighting": "min_snr"}),
         ("output", {**V, "timestep_weighting": "normalised"}),
     ]
-    found = [Cell(method, 0, "why", distill=distill) for method, distill in settings]
+    found = [Cell("output+feature", seed, "why", distill=ANGULAR) for seed in range(5)]
+    found += [Cell(method, 0, "why", distill=distill) for method, distill in settings]
     smooth = {"place": {"norm": "l2"}}  # a group's share of the gradient ends with its error, not with a jump
     return found + [Cell("place", seed, "why", distill={**of, **smooth}) for seed in (0, 1) for of in ({}, ANGULAR)]
 
