@@ -162,6 +162,7 @@ CENTRAL: tuple[Settings, ...] = (  # what the question is about
     ("place", ANGULAR),
     ("none", {}),
     ("none", ANGULAR),
+    ("output+feature", ANGULAR),
 )
 RIVALS = tuple(method for method in METHODS if method not in ("none", "output", "place"))
 
@@ -208,8 +209,7 @@ def why() -> list[Cell]:
         ("output", {**V, "timestep_weighting": "min_snr"}),
         ("output", {**V, "timestep_weighting": "normalised"}),
     ]
-    found = [Cell("output+feature", seed, "why", distill=ANGULAR) for seed in range(5)]
-    found += [Cell(method, 0, "why", distill=distill) for method, distill in settings]
+    found = [Cell(method, 0, "why", distill=distill) for method, distill in settings]
     smooth = {"place": {"norm": "l2"}}  # a group's share of the gradient ends with its error, not with a jump
     return found + [Cell("place", seed, "why", distill={**of, **smooth}) for seed in (0, 1) for of in ({}, ANGULAR)]
 

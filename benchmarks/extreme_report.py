@@ -75,16 +75,17 @@ def groups(lines: list[Line], of: Collection[str]) -> dict[str, list[Line]]:
     found: dict[str, list[Line]] = defaultdict(list)
     for line in lines:
         if line["set"] in of:
-            found[label(line["key"])].append(line)
+            found[label(line)].append(line)
     return dict(sorted(found.items(), key=lambda item: mean(item[1], "free", "frechet_distance")))
 
 
-def label(key: str) -> str:
-    """Word the method and the settings of a cell."""
-    _, method, settings, _ = key.split("/")
+def label(line: Line) -> str:
+    """Word what a cell learned from, as `--kd` reads it, and its other settings."""
+    _, _, settings, _ = line["key"].split("/")
     for setting, word in WORDS.items():
         settings = settings.replace(setting, word)
-    return method if settings == "-" else f"{method}, {settings.replace(',', ', ')}"
+    others = [setting for setting in settings.split(",") if setting != "-" and not setting.startswith("kd.")]
+    return ", ".join([line["kd"], *others])
 
 
 def values(lines: list[Line], sampler: str, metric: str) -> list[float]:
@@ -134,9 +135,12 @@ def summary(lines: list[Line]) -> list[str]:
 
 def _in_docs(name: str) -> str:
     """Word a student for people who have not read the cells."""
-    method, *settings = name.split(", ")
-    words = ", ".join(["no teacher" if method == "none" else f"`{method}`", *settings])
-    return f"{words} (`--kd angular`)" if name == "output, v, angular" else words
+    kd, *settings = name.split(", ")
+    words = ", ".join(["no teacher" if kd == "none" else f"`{kd}`", *settings])
+    first, *more = kd.split(",")
+    if first == "output" and settings == ["v", "angular"]:
+        words += f" (`--kd {','.join(['angular', *more])}`)"
+    return words
 
 
 def publish(table: list[str]) -> None:
