@@ -278,6 +278,7 @@ def tuning() -> list[Cell]:
         for rate in RATES[1:]
     ]
     found.append(Cell("output", 100, "tune", shape="shallow", steps=SHORT, distill=ANGULAR))
+    found.append(Cell("none", 100, "tune", steps=SHORT))  # what weights go to
     for method in METHODS:
         if method == "none":
             continue
