@@ -12,7 +12,7 @@ import torch
 from edgediff import model_folder, roles, samples
 from edgediff.artifacts import atomic_folder, content_hash, digest, read_json, up_to_date, without, write_manifest
 from edgediff.diffusion import schedule
-from edgediff.distillation.cache import TargetCache
+from edgediff.distillation.cache import TargetCache, check_source
 from edgediff.distillation.objective import Distillation
 from edgediff.distillation.targets import LiveTeacher, TaughtBatches, feature_points, uses_features, x0_threshold
 from edgediff.distillation.together import check_together, common
@@ -25,7 +25,8 @@ from edgediff.samples import Samples
 from edgediff.training import checkpoint, log, processes
 from edgediff.training.batches import TOLD, Noising
 from edgediff.training.loop import train, unreached_rate
-from edgediff.training.precision import settled
+from edgediff.training.precision import check_precision, settled
+from edgediff.training.tracking import check_trackers
 
 SUM_OF_PLACES = "added up over places"  # a mean before: another objective under the same recipe
 WATCHING = tuple(f"distill.{name}" for name in DISTILL_WATCHING)  # of `distillation_config`: decides nothing
@@ -41,11 +42,21 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
     do not fit the student or each other, or a target cache of another teacher; StageFailedError at a non-finite loss;
     InterruptedStageError on SIGINT.
     """
+    settings, device = recipe.distill.training, processes.device()
     source = roles.folder(run, recipe, "pruned")
     teachers = [model_folder.load(folder) for folder in roles.teaching(run, recipe)]
-    big = teachers[0]
+    small = starting_student(model_folder.load(source), recipe.distill)
+    # What can be refused is refused before images are encoded, which may take hours.
+    check_precision(settings.precision, device)
+    check_trackers(settings.trackers)
+    check_together(*(common(of.family, of.model.config, of.scheduler, of.folder) for of in (small, *teachers)))
+    torch.manual_seed(settings.seed)  # of the adapters
+    objective = Distillation(small, teachers, recipe.distill)
+    cache_folder = Path(recipe.distill.cache.folder or run.targets)
+    if cached(recipe.distill):
+        check_source(cache_folder, _target_source(recipe, teachers, small))
     with processes.main_first():  # who indexes and hashes what the others then find
-        images = samples.learned(recipe.data, "train", big, roles.encoded(run, recipe), output)
+        images = samples.learned(recipe.data, "train", small, roles.encoded(run, recipe), output)
     config = distillation_config(recipe)
     inputs = {
         "teacher": "+".join(teacher.sha256 for teacher in teachers),
@@ -57,20 +68,14 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
         output.stage("distill", f"up to date: {summary.steps} steps with kd {summary.kd}")
         return summary
 
-    settings = recipe.distill.training
-    small = starting_student(model_folder.load(source), recipe.distill)
-    check_together(*(common(of.family, of.model.config, of.scheduler, of.folder) for of in (small, *teachers)))
     batch = settings.global_batch(processes.group().num_processes)
     output.stage("distill", f"{objective_words(recipe.distill)}, {settings.steps} steps of {batch}")
-    for words in (*processes.overruled(settled(settings, processes.device())), *unreached_rate(settings)):
+    for words in (*processes.overruled(settled(settings, device)), *unreached_rate(settings)):
         output.say(words)
-    for loaded in (small, *teachers):
-        loaded.model.to(processes.device())
-    for teacher in teachers:  # else autocast holds a second copy of their weights, in half precision
-        teacher.model.requires_grad_(False)
-    torch.manual_seed(settings.seed)  # of the adapters
-    objective = Distillation(small, teachers, recipe.distill).to(processes.device())
-    cache_folder = Path(recipe.distill.cache.folder or run.targets)
+    objective.to(device)
+    for teacher in teachers if recipe.distill.kd else ():
+        # Without gradients, else autocast holds a second copy of their weights, in half precision.
+        teacher.model.requires_grad_(False).to(device)
     batches = taught_batches(small, teachers, images, recipe, cache_folder, output.say)
     cache = batches.teaching if isinstance(batches.teaching, TargetCache) else None
     done = checkpoint.finished_steps(run.checkpoints) if resume else 0
@@ -139,7 +144,8 @@ def starting_student(pruned: Loaded, config: DistillConfig) -> Loaded:
     if config.initial == "fresh":
         torch.manual_seed(config.training.seed)
         model = pruned.family.build(model.config)
-    schedule.check_student_prediction(scheduler, config.student_prediction)
+    for asked in (config.student_prediction, config.kd_space):
+        schedule.check_student_prediction(scheduler, asked)
     if config.student_prediction is not None:
         scheduler = type(scheduler).from_config(scheduler.config, prediction_type=config.student_prediction)
     return replace(pruned, model=model, scheduler=scheduler)
@@ -158,27 +164,18 @@ def taught_batches(
     Raises: BadInputError for a cache of other targets.
     """
     config = recipe.distill
-    device, scheduler = next(teachers[0].model.parameters()).device, teachers[0].scheduler
-    cached = bool(config.kd) and config.cache.targets > 0
-    seed = config.cache.seed if cached else config.training.seed
-    noising = Noising(images, scheduler, recipe.data, seed=seed, device=device)
+    device = next(student.model.parameters()).device
+    seed = config.cache.seed if cached(config) else config.training.seed
+    noising = Noising(images, teachers[0].scheduler, recipe.data, seed=seed, device=device)
     if not config.kd:
         return TaughtBatches(noising, None)
     _, *points = feature_points(config, [(of.family, of.model.config) for of in (student, *teachers)])
-    types = {schedule.prediction_type(of.scheduler) for of in teachers}
-    space = config.kd_space or schedule.prediction_type(student.scheduler)
-    converted = types != {space}
+    converted = _converted(config, [of.scheduler for of in teachers], schedule.prediction_type(student.scheduler))
     live = LiveTeacher(teachers, points, x0_threshold(teachers[0], config), full_precision=converted)
-    if not cached:
+    if not cached(config):
         return TaughtBatches(noising, live)
-    identity = {
-        **target_source([teacher.sha256 for teacher in teachers], scheduler),
-        "images": images.sha256,
-        "told": digest([recipe.data.conditioning_dropout, recipe.data.random_conditioning]),
-        "seed": str(seed),
-        "precision": "fp32" if converted else settled(config.training, device).precision,
-    }
-    if len(types) > 1:
+    identity = {**_target_source(recipe, teachers, student), "images": images.sha256}
+    if len({schedule.prediction_type(of.scheduler) for of in teachers}) > 1:
         identity["x0 threshold"] = live.threshold
     cache = TargetCache(
         live, cache_folder, targets=config.cache.targets, seed=config.training.seed, identity=identity, tell=tell
@@ -186,9 +183,38 @@ def taught_batches(
     return TaughtBatches(noising, cache)
 
 
-def target_source(hashes: Sequence[str], scheduler: Any) -> dict[str, str]:
-    """Return whose targets a cache holds: the teachers' hashes, and that of the first one's schedule."""
-    return {"teacher": "+".join(hashes), "scheduler": digest(dict(scheduler.config))}
+def target_source(
+    recipe: Recipe, hashes: Sequence[str], schedulers: Sequence[Any], student_type: str
+) -> dict[str, str]:
+    """Return what targets in a cache depend on beside the images: who says them, of which noise, how exactly.
+
+    Args: hashes, schedulers: of every teacher; student_type: the student's prediction type.
+    """
+    # What diffusers lists of a config that lacks keys comes in another order in every process.
+    schedule_config = without(dict(schedulers[0].config), ("_use_default_values",))
+    converted = _converted(recipe.distill, schedulers, student_type)
+    return {
+        "teacher": "+".join(hashes),
+        "scheduler": digest(schedule_config),
+        "told": digest([recipe.data.conditioning_dropout, recipe.data.random_conditioning]),
+        "seed": str(recipe.distill.cache.seed),
+        "precision": "fp32" if converted else settled(recipe.distill.training, processes.device()).precision,
+    }
+
+
+def cached(config: DistillConfig) -> bool:
+    """Tell whether a training remembers targets."""
+    return bool(config.kd) and config.cache.targets > 0
+
+
+def _target_source(recipe: Recipe, teachers: Sequence[Loaded], student: Loaded) -> dict[str, str]:
+    own = schedule.prediction_type(student.scheduler)
+    return target_source(recipe, [of.sha256 for of in teachers], [of.scheduler for of in teachers], own)
+
+
+def _converted(config: DistillConfig, schedulers: Sequence[Any], student_type: str) -> bool:
+    """Tell whether predictions of the teachers are compared as something else than they are."""
+    return set(map(schedule.prediction_type, schedulers)) != {config.kd_space or student_type}
 
 
 def _note(values: dict[str, float]) -> str:

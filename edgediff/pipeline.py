@@ -15,7 +15,8 @@ from edgediff.benchmark import benchmark
 from edgediff.build import build, check_buildable
 from edgediff.diagnose import diagnose
 from edgediff.diffusion.sampler import check_steps
-from edgediff.distill import WATCHING, distill, distillation_config, target_source
+from edgediff.diffusion.schedule import prediction_type
+from edgediff.distill import WATCHING, cached, distill, distillation_config, target_source
 from edgediff.distillation.cache import check_source
 from edgediff.errors import BadInputError, MissingExtraError
 from edgediff.evaluate import evaluate
@@ -29,7 +30,7 @@ from edgediff.report import report
 from edgediff.results import Plan, Report, StagePlan, TrainingSummary
 from edgediff.run import ROLES, Run
 from edgediff.training import checkpoint, processes
-from edgediff.training.facts import ADJUSTABLE
+from edgediff.training.facts import ADJUSTABLE, OF_STEPS
 from edgediff.training.precision import check_precision
 from edgediff.training.tracking import check_trackers
 
@@ -176,6 +177,13 @@ def refuse_other_recipe(run: Run, recipe: Recipe) -> None:
         *(f"distill.{name}" for name in DISTILL_WATCHING),
         *(f"distill.training.{name}" for name in ADJUSTABLE),
     }
+    steps = "distill.training.steps"
+    finished = (run.student / MANIFEST).exists()
+    if finished and steps not in found:  # no step is left that these could be settings of
+        adjustable -= {f"distill.training.{name}" for name in OF_STEPS}
+    begun = finished or checkpoint.finished_steps(run.checkpoints)
+    if begun and any(assistant.steps is None for assistant in made_by.distill.assistants):
+        adjustable -= {steps}  # its teachers would be trained on, and be others
     differing = [words for key, words in found.items() if key not in adjustable]
     if differing:
         more = f"; and {len(differing) - NAMED} more" if len(differing) > NAMED else ""
@@ -187,15 +195,18 @@ def refuse_other_recipe(run: Run, recipe: Recipe) -> None:
 
 
 def check_targets(run: Run, recipe: Recipe) -> None:
-    """Refuse a cache of another teacher's targets; an assistant's student meets its teacher when that is made.
+    """Refuse a cache of targets that this recipe's are not; an assistant's student meets its teacher when that is made.
 
     Raises: BadInputError naming what differs.
     """
     settings = recipe.distill
-    absent = any(map(teacher.registered, settings.teachers or (recipe.teacher,)))
-    if settings.kd and settings.cache.targets and not settings.assistants and not absent:
+    absent = any(map(teacher.registered, (recipe.teacher, *settings.teachers)))
+    if cached(settings) and not settings.assistants and not absent:
         folders = roles.teaching(run, recipe)
-        source = target_source(list(map(model_folder.fingerprint, folders)), model_folder.noise_schedule(folders[0]))
+        schedules = list(map(model_folder.noise_schedule, folders))
+        own = model_folder.noise_schedule(teacher.resolve(recipe.teacher).folder)
+        student_type = settings.student_prediction or prediction_type(own)
+        source = target_source(recipe, list(map(model_folder.fingerprint, folders)), schedules, student_type)
         check_source(Path(settings.cache.folder or run.targets), source)
 
 

@@ -124,8 +124,9 @@ def check_taught(recipe: Recipe, students: Sequence[Outline]) -> None:
     check_together(*(common(*model, scheduler, folder) for model, scheduler, folder in seen))
     for asked in (recipe.distill.student_prediction, recipe.distill.kd_space):
         check_student_prediction(schedules[0], asked)
-    if recipe.data.random_conditioning and not own[0].conditioning_names(own[1]):
-        raise BadInputError("data.random_conditioning: the teacher is told nothing", "leave it out")
+    for name in ("random_conditioning", "conditioning_dropout"):
+        if getattr(recipe.data, name) and not own[0].conditioning_names(own[1]):
+            raise BadInputError(f"data.{name}: the teacher is told nothing", "leave it out")
     if not uses_features(recipe.distill):
         return
     first = others or [own]

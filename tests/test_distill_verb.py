@@ -12,16 +12,16 @@ from itertools import pairwise
 
 import pytest
 import torch
-from diffusers import DDPMPipeline
+from diffusers import DDPMPipeline, DDPMScheduler
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from edgediff import data, model_folder
 from edgediff.artifacts import read_json, sha256, write_json, write_text
-from edgediff.distill import distill, taught_batches
+from edgediff.distill import distill, target_source, taught_batches
 from edgediff.distillation.objective import Distillation
 from edgediff.errors import BadInputError, StageFailedError
-from edgediff.pipeline import refuse_other_recipe
+from edgediff.pipeline import check_targets, refuse_other_recipe
 from edgediff.prune import prune
 from edgediff.recipe import dump
 from edgediff.run import Run
@@ -170,6 +170,53 @@ def test_the_cache_of_another_precision_is_refused(pruned, small_recipe, quiet, 
     half = {"cache": cache, "training": {**SHORT["training"], "precision": "bf16"}}
     with pytest.raises(BadInputError, match="another precision"):
         distill(pruned, small_recipe(distill=half), quiet)
+    with pytest.raises(BadInputError, match="another precision"):  # before any work
+        check_targets(Run(tmp_path / "other"), small_recipe(distill=half))
+    of_another_seed = small_recipe(distill={"cache": {**cache, "seed": 1}, **SHORT})
+    with pytest.raises(BadInputError, match="another seed"):
+        check_targets(Run(tmp_path / "other"), of_another_seed)
+
+
+def test_whose_targets_a_cache_holds_does_not_hang_on_the_order_of_defaults(small_recipe):
+    """What an older config lacks, diffusers lists in another order in every process."""
+    scheduler = DDPMScheduler.from_config({"beta_end": 0.012})
+    lacking = scheduler.config["_use_default_values"]
+    recipe = small_recipe(distill={"cache": {"targets": 6}})
+    found = target_source(recipe, ["a"], [scheduler], "epsilon")
+    scheduler.register_to_config(_use_default_values=lacking[::-1])
+    assert len(lacking) > 1 and target_source(recipe, ["a"], [scheduler], "epsilon") == found
+
+
+def test_settings_of_steps_change_nothing_once_all_steps_are_taken(pruned, small_recipe, quiet):
+    recipe = small_recipe(distill=SHORT)
+    write_text(pruned.recipe, dump(recipe))
+    distill(pruned, recipe, quiet)
+
+    def changed(**training):
+        return small_recipe(distill={"training": {**SHORT["training"], **training}})
+
+    with pytest.raises(BadInputError, match=r"learning_rate 0\.001 → 0\.0001"):
+        refuse_other_recipe(pruned, changed(learning_rate=1e-4))
+    refuse_other_recipe(pruned, changed(learning_rate=1e-4, steps=9))
+
+
+def test_a_step_that_memory_does_not_hold_is_one_sentence(pruned, small_recipe, quiet, monkeypatch):
+    intact = Distillation.forward
+
+    def greedy(self, batch):
+        if batch.step == 2:
+            torch.empty(2**50)
+        return intact(self, batch)
+
+    monkeypatch.setattr(Distillation, "forward", greedy)
+    recipe = small_recipe(distill={"training": {"steps": 4, "batch_size": 4, "checkpoint_every": 2}})
+    with pytest.raises(StageFailedError, match="memory does not hold a training step of batch_size 4") as caught:
+        distill(pruned, recipe, quiet)
+    assert "gradient_accumulation" in caught.value.hint
+    monkeypatch.setattr(Distillation, "forward", intact)
+    settings = {"batch_size": 2, "gradient_accumulation": 2}
+    smaller = small_recipe(distill={"training": {"steps": 4, "checkpoint_every": 2, **settings}})
+    assert distill(pruned, smaller, quiet, resume=True).steps == 4
 
 
 def test_a_finished_student_is_not_trained_again(pruned, small_recipe, quiet):

@@ -8,13 +8,14 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from edgediff import model_folder, pipeline, roles, teacher
-from edgediff.artifacts import read_json, write_json
+from edgediff.artifacts import read_json, write_json, write_text
 from edgediff.diffusion.parameterisation import convert
 from edgediff.distill import distill
 from edgediff.distillation.targets import LiveTeacher
 from edgediff.errors import BadInputError
 from edgediff.plan import check_taught
 from edgediff.prune import prune
+from edgediff.recipe import dump
 from edgediff.run import Run
 from edgediff.training.batches import NoisedBatch
 
@@ -59,7 +60,8 @@ def test_a_finished_chain_is_not_made_again(small_recipe, quiet, tmp_path):
 
 
 def test_a_plan_counts_what_stands_in_the_folder_as_done(small_recipe, quiet, tmp_path):
-    run, recipe = Run(tmp_path / "run"), small_recipe(prune={"ratio": 0.75}, distill=CHAIN)
+    chain = {**CHAIN, "assistants": [{"ratio": 0.25, "steps": 3}, {"ratio": 0.5, "steps": 2}]}
+    run, recipe = Run(tmp_path / "run"), small_recipe(prune={"ratio": 0.75}, distill=chain)
 
     def done(planned):
         stages = [stage for stage in pipeline.foresee(run, planned, quiet).stages if stage.what.startswith("done: ")]
@@ -72,8 +74,8 @@ def test_a_plan_counts_what_stands_in_the_folder_as_done(small_recipe, quiet, tm
     assert done(recipe) == ["prune"]
     pipeline.teach(run, recipe, quiet)
     assert done(recipe) == ["prune", "assistant", "assistant", "distill"]
-    longer = small_recipe(prune={"ratio": 0.75}, distill={**CHAIN, "training": {**SHORT["training"], "steps": 4}})
-    assert done(longer) == ["prune"]  # the first assistant takes as many steps as the student
+    longer = small_recipe(prune={"ratio": 0.75}, distill={**chain, "training": {**SHORT["training"], "steps": 4}})
+    assert done(longer) == ["prune", "assistant", "assistant"]
     shutil.rmtree(run.assistant(1).student)
     assert done(recipe) == ["prune", "assistant"]
 
@@ -268,3 +270,28 @@ def test_teachers_of_other_widths_are_refused_for_features_before_any_work(small
     with pytest.raises(BadInputError, match="equal widths") as caught:
         pipeline.compress(run, recipe, quiet)
     assert "guidance: last" in caught.value.hint and not run.pruned.exists()
+
+
+def test_a_chain_is_not_made_longer_under_its_student(small_recipe, quiet, tmp_path):
+    """Assistants without steps of their own would be trained on, and be other teachers than the student began with."""
+    run, recipe = Run(tmp_path / "run"), small_recipe(prune={"ratio": 0.75}, distill=CHAIN)
+    longer = {"training": {**SHORT["training"], "steps": 9}}
+    pipeline.claim(run, recipe)
+    prune(run, recipe, quiet)
+    pipeline.teach(run, recipe, quiet)
+    with pytest.raises(BadInputError, match=r"steps 3 → 9"):
+        pipeline.refuse_other_recipe(run, small_recipe(prune={"ratio": 0.75}, distill={**CHAIN, **longer}))
+    fixed = {**CHAIN, "assistants": [{"ratio": 0.25, "steps": 3}, {"ratio": 0.5, "steps": 2}]}
+    write_text(run.recipe, dump(small_recipe(prune={"ratio": 0.75}, distill=fixed)))
+    pipeline.refuse_other_recipe(run, small_recipe(prune={"ratio": 0.75}, distill={**fixed, **longer}))
+
+
+def test_an_unfit_teacher_is_refused_before_images_are_encoded(small_recipe, quiet, tmp_path, monkeypatch):
+    run, recipe = Run(tmp_path / "run"), small_recipe()
+    prune(run, recipe, quiet)
+    monkeypatch.setattr("edgediff.samples.learned", lambda *args, **more: pytest.fail("images were looked at"))
+    with pytest.raises(BadInputError, match="other samples"):
+        distill(run, small_recipe(distill={"teachers": ["fashion-dit"], **SHORT}), quiet)
+    with pytest.raises(BadInputError, match="fp16"):
+        half = {"training": {**SHORT["training"], "precision": "fp16"}}
+        distill(run, small_recipe(distill=half), quiet)

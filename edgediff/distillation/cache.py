@@ -7,7 +7,7 @@ visits read it: a cold cache fills while training goes on, at the cost of traini
 Shards are safetensors files of a fixed number of entries, made whole and full of zeros, so that a full disk shows
 when a shard is made and never in the middle of a memory-mapped one. Every map has a checksum; an entry that does not
 match its own (never written, torn by a crash, damaged) is computed again. On a full disk, or where the folder may only
-be read, what is there is read and the rest computed every time.
+be read, what is there is read and the rest, alone, computed every time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import errno
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -26,7 +27,7 @@ import torch
 from safetensors.numpy import save
 from torch import Tensor
 
-from edgediff.artifacts import MANIFEST, first_file, read_object, write_json
+from edgediff.artifacts import MANIFEST, first_file, read_object, without, write_json
 from edgediff.data.order import visited
 from edgediff.data.shards import CHECKSUMS, OPEN, Shard, checksum, refuse_another
 from edgediff.distillation.targets import LiveTeacher, Targets
@@ -92,7 +93,7 @@ class TargetCache:
                 "delete the folder, or choose another with `distill.cache.folder`",
             )
         else:
-            self._describe()
+            self._begin()
 
     def entries(self, positions: Tensor) -> Tensor:
         """Return the entries at these positions: in order the first time, then in fresh orders of antithetic pairs."""
@@ -107,10 +108,14 @@ class TargetCache:
         missing = [place for place, row in enumerate(rows) if row is None]
         if missing:
             # The whole batch, of which a kill may have left a part: another batch size would round in another way.
-            computed = self._compute(entries, batch)
-            for place in missing:
-                rows[place] = computed[place]
-                self._write(numbers[place], computed[place])
+            # Where nothing can be added, what is missing stays so, and is all that the teacher is asked for.
+            asked = list(range(len(rows))) if self._growing else missing
+            computed = self._compute(entries[asked], batch if self._growing else batch.rows(asked))
+            for place, row in zip(asked, computed, strict=True):
+                if rows[place] is None:
+                    rows[place] = row
+                    self._write(numbers[place], row)
+            self.hits += len(rows) - len(asked)
         else:
             self.hits += len(numbers)
         stacked = [
@@ -141,7 +146,11 @@ class TargetCache:
         """Write down what a target cost the teacher, for trainings that read only."""
         if report["computed"]:
             self.seconds_a_target = report["teacher_seconds"] / report["computed"]
-            self._describe()
+            path = self.folder / MANIFEST
+            # Unless it was deleted meanwhile, and perhaps begun anew for other targets.
+            if path.exists() and without(read_object(path), (COST,)) == self._identity:
+                with self._no_longer_growing():
+                    write_json(path, {**self._identity, COST: self.seconds_a_target})
 
     def _join(self) -> None:
         """Go on with the cache that is there, or raise BadInputError."""
@@ -154,11 +163,19 @@ class TargetCache:
         if self._identity["features"] != asked:  # what it lacks must be computed whole
             self.live = replace(self.live, points=_points(self._identity["features"]))
 
-    def _describe(self) -> None:
-        """Write the manifest, unless the disk is full or the folder may only be read."""
-        cost = {COST: self.seconds_a_target} if self.seconds_a_target else {}
+    def _begin(self) -> None:
+        """Write the manifest, or join the cache of another training that begins one in this moment."""
+        path = self.folder / MANIFEST
+        with self._no_longer_growing(), first_file(path) as temporary:
+            write_json(temporary, self._identity)
+        if path.exists():
+            self._join()
+
+    @contextmanager
+    def _no_longer_growing(self) -> Iterator[None]:
+        """Go on without growing where the disk is full or the folder may only be read."""
         try:
-            write_json(self.folder / MANIFEST, {**self._identity, **cost})
+            yield
         except StageFailedError as error:
             self._stop_growing(error)
         except OSError as error:

@@ -15,8 +15,9 @@ from edgediff.training import checkpoint
 
 # What may differ between an interrupted training and the one that resumes it: how long, how fast, how watched and
 # saved, and on what machines. The batch of an update may not, however it is put together.
+OF_STEPS = ("learning_rate", "lr_schedule", "warmup_steps", "grad_clip")
 ADJUSTABLE = {
-    *("steps", "learning_rate", "lr_schedule", "warmup_steps", "grad_clip", *WATCHING),
+    *("steps", *OF_STEPS, *WATCHING),
     *("batch_size", "gradient_accumulation", "gradient_checkpointing", "compile"),
 }
 ONCE_FIXED = ("distill.gradient_norms_every",)  # older states and some callers say it, and it decides nothing

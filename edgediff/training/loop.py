@@ -33,8 +33,9 @@ from edgediff.training import checkpoint, processes
 from edgediff.training.ema import EMA
 from edgediff.training.facts import starting_facts
 from edgediff.training.log import open_log
+from edgediff.training.memory import naming_full_memory
 from edgediff.training.networks import running_as
-from edgediff.training.precision import autocast, check_precision, settled
+from edgediff.training.precision import attention_kernel, autocast, check_precision, settled
 from edgediff.training.sharding import copy_buffers, whole
 from edgediff.training.tracking import check_trackers, tracking
 
@@ -129,7 +130,7 @@ def train(
             steps behind it than `config.steps`; for a precision that this device does not train in, and for a launcher
             whose engine keeps a state of its own; MissingExtraError for a tracker that is not installed;
             StageFailedError at the first non-finite loss or gradient of any process, after rolling the log back to
-            the state, and when another process is lost;
+            the state, when another process is lost, and when memory does not hold a step;
             InterruptedStageError on SIGINT or SIGTERM to any process, after saving the state.
     """
     device = next(model.parameters()).device
@@ -148,6 +149,8 @@ def train(
         trained = copy.deepcopy(model) if cut else model
         trained.train()
         stack.enter_context(running_as(trained, config))
+        stack.enter_context(attention_kernel(config.precision, device))
+        stack.enter_context(naming_full_memory(config.batch_size))
         optimizer = _optimizer(trained, config)
         network, _ = accelerator.prepare(trained, optimizer)
         ema = EMA(trained, config.ema_decay)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import ConfigMixin, ModelMixin, UNet2DModel
+from diffusers import ConfigMixin, DiTTransformer2DModel, ModelMixin, UNet2DModel
 from safetensors.torch import load_file
 from small_training import CONFIG, run
 
@@ -44,6 +44,34 @@ def test_gradient_checkpointing_changes_no_number(tmp_path):
     """Activations are computed again, not differently: bit for bit on a CPU."""
     plain, _ = run(tmp_path / "plain", config=CONFIG.model_copy(update={"steps": 3}), network=OnVectors())
     checkpointed, _ = run(tmp_path / "checkpointed", config=CHECKPOINTING, network=OnVectors())
+    assert all(torch.equal(*pair) for pair in zip(plain.parameters(), checkpointed.parameters(), strict=True))
+
+
+class OnPatches(torch.nn.Module):
+    """A transformer, whose attention is computed again where it is checkpointed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        heads = {"num_attention_heads": 2, "attention_head_dim": 4, "num_layers": 2}
+        self.network = DiTTransformer2DModel(
+            **heads, sample_size=4, patch_size=1, in_channels=1, out_channels=1, num_embeds_ada_norm=3
+        )
+
+    def forward(self, inputs):
+        image = inputs[:, None, :, None].expand(-1, 1, 4, 4)
+        nothing = torch.zeros(len(inputs), dtype=torch.long)
+        return self.network(image, nothing, class_labels=nothing).sample.mean((1, 3))
+
+
+@pytest.mark.parametrize("network", [OnVectors, OnPatches])
+def test_gradient_checkpointing_changes_no_number_in_halves_either(network, tmp_path):
+    """What is computed again in the backward takes the same kernel of attention."""
+    trained = []
+    for checkpointing in (False, True):
+        changes = {"steps": 3, "precision": "bf16", "gradient_checkpointing": checkpointing}
+        trained.append(run(tmp_path / str(checkpointing), config=CONFIG.model_copy(update=changes), network=network()))
+    (plain, _), (checkpointed, _) = trained
     assert all(torch.equal(*pair) for pair in zip(plain.parameters(), checkpointed.parameters(), strict=True))
 
 
