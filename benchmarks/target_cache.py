@@ -27,7 +27,7 @@ from edgediff.distillation.objective import Distillation
 from edgediff.output import Output
 from edgediff.pruning import widths_for_ratio
 from edgediff.recipe import Recipe, check
-from edgediff.training.precision import autocast
+from edgediff.training.precision import attention_kernel, autocast
 
 RESULT = Path(__file__).parent / "results" / "target-cache.json"
 RATIO, ROUNDS = 0.875, 12
@@ -58,11 +58,13 @@ class Steps:
 
     def __call__(self) -> float:
         began = time.perf_counter()
-        size = self.config.training.batch_size
-        with autocast(self.config.training.precision, torch.device("cpu")):
-            loss, _ = self.objective(self.batches(self.step, torch.arange(self.step * size, (self.step + 1) * size)))
-        self.optimizer.zero_grad()
-        loss.backward()
+        size, how = self.config.training.batch_size, (self.config.training.precision, torch.device("cpu"))
+        with attention_kernel(*how):
+            with autocast(*how):
+                positions = torch.arange(self.step * size, (self.step + 1) * size)
+                loss, _ = self.objective(self.batches(self.step, positions))
+            self.optimizer.zero_grad()
+            loss.backward()
         self.optimizer.step()
         self.step += 1
         return time.perf_counter() - began

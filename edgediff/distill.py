@@ -10,7 +10,16 @@ from typing import Any
 import torch
 
 from edgediff import model_folder, roles, samples
-from edgediff.artifacts import atomic_folder, content_hash, digest, read_json, up_to_date, without, write_manifest
+from edgediff.artifacts import (
+    atomic_folder,
+    claims,
+    content_hash,
+    digest,
+    read_json,
+    up_to_date,
+    without,
+    write_manifest,
+)
 from edgediff.diffusion import schedule
 from edgediff.distillation.cache import TargetCache, check_source
 from edgediff.distillation.objective import Distillation
@@ -39,30 +48,29 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
 
     Args: resume: continue from `run.checkpoints` where an earlier run was stopped or killed.
     Raises: BadInputError when there is nothing pruned yet, a training that is there and no `resume`, teachers that
-    do not fit the student or each other, or a target cache of another teacher; StageFailedError at a non-finite loss;
-    InterruptedStageError on SIGINT.
+    do not fit the student or each other, a precision that this device does not train in, or a target cache of another
+    teacher; MissingExtraError for a tracker; StageFailedError at a non-finite loss and for a step that memory does not
+    hold; InterruptedStageError on SIGINT.
     """
     settings, device = recipe.distill.training, processes.device()
     source = roles.folder(run, recipe, "pruned")
     teachers = [model_folder.load(folder) for folder in roles.teaching(run, recipe)]
     small = starting_student(model_folder.load(source), recipe.distill)
-    # What can be refused is refused before images are encoded, which may take hours.
-    check_precision(settings.precision, device)
-    check_trackers(settings.trackers)
-    check_together(*(common(of.family, of.model.config, of.scheduler, of.folder) for of in (small, *teachers)))
     torch.manual_seed(settings.seed)  # of the adapters
     objective = Distillation(small, teachers, recipe.distill)
     cache_folder = Path(recipe.distill.cache.folder or run.targets)
-    if cached(recipe.distill):
-        check_source(cache_folder, _target_source(recipe, teachers, small))
+    config = distillation_config(recipe)
+    models = {"teacher": "+".join(of.sha256 for of in teachers), "pruned": content_hash(source)}
+    if not claims(run.student, stage="distill", config=config, known=models, aside=WATCHING):
+        # What can be refused is refused before images are encoded, which may take hours.
+        check_precision(settings.precision, device)
+        check_trackers(settings.trackers)
+        check_together(*(common(of.family, of.model.config, of.scheduler, of.folder) for of in (small, *teachers)))
+        if cached(recipe.distill):
+            check_source(cache_folder, target_source(recipe, [of.sha256 for of in teachers], teachers[0].scheduler))
     with processes.main_first():  # who indexes and hashes what the others then find
         images = samples.learned(recipe.data, "train", small, roles.encoded(run, recipe), output)
-    config = distillation_config(recipe)
-    inputs = {
-        "teacher": "+".join(teacher.sha256 for teacher in teachers),
-        "pruned": content_hash(source),
-        "images": images.sha256,
-    }
+    inputs = {**models, "images": images.sha256}
     if up_to_date(run.student, stage="distill", config=config, inputs=inputs, aside=WATCHING):
         summary = TrainingSummary.model_validate(read_json(run.student / "manifest.json")["training"])
         output.stage("distill", f"up to date: {summary.steps} steps with kd {summary.kd}")
@@ -170,12 +178,17 @@ def taught_batches(
     if not config.kd:
         return TaughtBatches(noising, None)
     _, *points = feature_points(config, [(of.family, of.model.config) for of in (student, *teachers)])
-    converted = _converted(config, [of.scheduler for of in teachers], schedule.prediction_type(student.scheduler))
+    types = {schedule.prediction_type(of.scheduler) for of in teachers}
+    converted = types != {config.kd_space or schedule.prediction_type(student.scheduler)}
     live = LiveTeacher(teachers, points, x0_threshold(teachers[0], config), full_precision=converted)
     if not cached(config):
         return TaughtBatches(noising, live)
-    identity = {**_target_source(recipe, teachers, student), "images": images.sha256}
-    if len({schedule.prediction_type(of.scheduler) for of in teachers}) > 1:
+    identity = {
+        **target_source(recipe, [of.sha256 for of in teachers], teachers[0].scheduler),
+        "images": images.sha256,
+        "precision": "fp32" if converted else settled(config.training, device).precision,
+    }
+    if len(types) > 1:
         identity["x0 threshold"] = live.threshold
     cache = TargetCache(
         live, cache_folder, targets=config.cache.targets, seed=config.training.seed, identity=identity, tell=tell
@@ -183,38 +196,24 @@ def taught_batches(
     return TaughtBatches(noising, cache)
 
 
-def target_source(
-    recipe: Recipe, hashes: Sequence[str], schedulers: Sequence[Any], student_type: str
-) -> dict[str, str]:
-    """Return what targets in a cache depend on beside the images: who says them, of which noise, how exactly.
+def target_source(recipe: Recipe, hashes: Sequence[str], scheduler: Any) -> dict[str, str]:
+    """Return what targets in a cache depend on beside images and precision: who says them, and of which noise.
 
-    Args: hashes, schedulers: of every teacher; student_type: the student's prediction type.
+    Args: hashes: of every teacher; scheduler: the first one's.
     """
     # What diffusers lists of a config that lacks keys comes in another order in every process.
-    schedule_config = without(dict(schedulers[0].config), ("_use_default_values",))
-    converted = _converted(recipe.distill, schedulers, student_type)
+    of_noise = without(dict(scheduler.config), ("_use_default_values",))
     return {
         "teacher": "+".join(hashes),
-        "scheduler": digest(schedule_config),
+        "scheduler": digest(of_noise),
         "told": digest([recipe.data.conditioning_dropout, recipe.data.random_conditioning]),
         "seed": str(recipe.distill.cache.seed),
-        "precision": "fp32" if converted else settled(recipe.distill.training, processes.device()).precision,
     }
 
 
 def cached(config: DistillConfig) -> bool:
     """Tell whether a training remembers targets."""
     return bool(config.kd) and config.cache.targets > 0
-
-
-def _target_source(recipe: Recipe, teachers: Sequence[Loaded], student: Loaded) -> dict[str, str]:
-    own = schedule.prediction_type(student.scheduler)
-    return target_source(recipe, [of.sha256 for of in teachers], [of.scheduler for of in teachers], own)
-
-
-def _converted(config: DistillConfig, schedulers: Sequence[Any], student_type: str) -> bool:
-    """Tell whether predictions of the teachers are compared as something else than they are."""
-    return set(map(schedule.prediction_type, schedulers)) != {config.kd_space or student_type}
 
 
 def _note(values: dict[str, float]) -> str:

@@ -15,7 +15,6 @@ from edgediff.benchmark import benchmark
 from edgediff.build import build, check_buildable
 from edgediff.diagnose import diagnose
 from edgediff.diffusion.sampler import check_steps
-from edgediff.diffusion.schedule import prediction_type
 from edgediff.distill import WATCHING, cached, distill, distillation_config, target_source
 from edgediff.distillation.cache import check_source
 from edgediff.errors import BadInputError, MissingExtraError
@@ -178,11 +177,11 @@ def refuse_other_recipe(run: Run, recipe: Recipe) -> None:
         *(f"distill.training.{name}" for name in ADJUSTABLE),
     }
     steps = "distill.training.steps"
-    finished = (run.student / MANIFEST).exists()
-    if finished and steps not in found:  # no step is left that these could be settings of
+    made, taken = (run.student / MANIFEST).exists(), checkpoint.finished_steps(run.checkpoints)
+    going_on = steps in found or 0 < taken < made_by.distill.training.steps
+    if made and not going_on:  # no step is left that these could be settings of
         adjustable -= {f"distill.training.{name}" for name in OF_STEPS}
-    begun = finished or checkpoint.finished_steps(run.checkpoints)
-    if begun and any(assistant.steps is None for assistant in made_by.distill.assistants):
+    if (made or taken) and any(assistant.steps is None for assistant in made_by.distill.assistants):
         adjustable -= {steps}  # its teachers would be trained on, and be others
     differing = [words for key, words in found.items() if key not in adjustable]
     if differing:
@@ -200,13 +199,11 @@ def check_targets(run: Run, recipe: Recipe) -> None:
     Raises: BadInputError naming what differs.
     """
     settings = recipe.distill
-    absent = any(map(teacher.registered, (recipe.teacher, *settings.teachers)))
+    absent = any(map(teacher.registered, settings.teachers or (recipe.teacher,)))
     if cached(settings) and not settings.assistants and not absent:
         folders = roles.teaching(run, recipe)
-        schedules = list(map(model_folder.noise_schedule, folders))
-        own = model_folder.noise_schedule(teacher.resolve(recipe.teacher).folder)
-        student_type = settings.student_prediction or prediction_type(own)
-        source = target_source(recipe, list(map(model_folder.fingerprint, folders)), schedules, student_type)
+        hashes, schedule = list(map(model_folder.fingerprint, folders)), model_folder.noise_schedule(folders[0])
+        source = target_source(recipe, hashes, schedule)
         check_source(Path(settings.cache.folder or run.targets), source)
 
 

@@ -113,8 +113,8 @@ def check_taught(recipe: Recipe, students: Sequence[Outline]) -> None:
     """Find out whether the recipe's student can predict what is asked for, and be compared with its teachers.
 
     Raises: BadInputError for an unknown teacher, or one of other samples or another noise schedule; for a prediction
-    type that the schedule does not have; for conditions to be exchanged that there are none of; and for feature losses
-    that cannot compare the student, or assistants before it, with their teachers (`feature_points`).
+    type that the schedule does not have; for conditions to be exchanged or dropped that there are none of; and for
+    feature losses that cannot compare the student, or assistants before it, with their teachers (`feature_points`).
     """
     names = (recipe.teacher, *recipe.distill.teachers)
     own, *others = described = [_described(name) for name in names]

@@ -7,12 +7,13 @@ visits read it: a cold cache fills while training goes on, at the cost of traini
 Shards are safetensors files of a fixed number of entries, made whole and full of zeros, so that a full disk shows
 when a shard is made and never in the middle of a memory-mapped one. Every map has a checksum; an entry that does not
 match its own (never written, torn by a crash, damaged) is computed again. On a full disk, or where the folder may only
-be read, what is there is read and the rest, alone, computed every time.
+be read, the batches that are there whole are read and the others computed every time.
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import math
 import os
 import time
@@ -108,14 +109,10 @@ class TargetCache:
         missing = [place for place, row in enumerate(rows) if row is None]
         if missing:
             # The whole batch, of which a kill may have left a part: another batch size would round in another way.
-            # Where nothing can be added, what is missing stays so, and is all that the teacher is asked for.
-            asked = list(range(len(rows))) if self._growing else missing
-            computed = self._compute(entries[asked], batch if self._growing else batch.rows(asked))
-            for place, row in zip(asked, computed, strict=True):
-                if rows[place] is None:
-                    rows[place] = row
-                    self._write(numbers[place], row)
-            self.hits += len(rows) - len(asked)
+            computed = self._compute(entries, batch)
+            for place in missing:
+                rows[place] = computed[place]
+                self._write(numbers[place], computed[place])
         else:
             self.hits += len(numbers)
         stacked = [
@@ -167,7 +164,7 @@ class TargetCache:
         """Write the manifest, or join the cache of another training that begins one in this moment."""
         path = self.folder / MANIFEST
         with self._no_longer_growing(), first_file(path) as temporary:
-            write_json(temporary, self._identity)
+            temporary.write_text(json.dumps(self._identity, indent=2) + "\n", encoding="utf-8")
         if path.exists():
             self._join()
 
@@ -246,7 +243,7 @@ class TargetCache:
 
     def _stop_growing(self, error: Exception) -> None:
         if self._growing:
-            self.tell(f"the target cache cannot grow, what it lacks is computed every time: {error}")
+            self.tell(f"the target cache cannot grow, batches that it lacks a part of are computed every time: {error}")
         self._growing = False
 
 

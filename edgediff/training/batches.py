@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,15 +34,6 @@ class NoisedBatch:
     noise: Tensor
     conditioning: Mapping[str, Tensor]
     exchanged: Tensor | None = None
-
-    def rows(self, places: list[int]) -> NoisedBatch:
-        """Return the batch of these samples alone."""
-        return replace(
-            self,
-            **{name: getattr(self, name)[places] for name in ("sample", "timestep", "x0", "noise")},
-            conditioning={name: values[places] for name, values in self.conditioning.items()},
-            exchanged=None if self.exchanged is None else self.exchanged[places],
-        )
 
 
 TOLD = {"conditioning_dropout", "random_conditioning"}  # the data's settings that noised batches depend on

@@ -13,9 +13,9 @@ from edgediff.errors import BadInputError
 from edgediff.recipe import WATCHING, TrainingConfig, differences
 from edgediff.training import checkpoint
 
+OF_STEPS = ("learning_rate", "lr_schedule", "warmup_steps", "grad_clip")  # of those that are still to be taken
 # What may differ between an interrupted training and the one that resumes it: how long, how fast, how watched and
 # saved, and on what machines. The batch of an update may not, however it is put together.
-OF_STEPS = ("learning_rate", "lr_schedule", "warmup_steps", "grad_clip")
 ADJUSTABLE = {
     *("steps", *OF_STEPS, *WATCHING),
     *("batch_size", "gradient_accumulation", "gradient_checkpointing", "compile"),

@@ -150,7 +150,7 @@ def train(
         trained.train()
         stack.enter_context(running_as(trained, config))
         stack.enter_context(attention_kernel(config.precision, device))
-        stack.enter_context(naming_full_memory(config.batch_size))
+        stack.enter_context(naming_full_memory(config))
         optimizer = _optimizer(trained, config)
         network, _ = accelerator.prepare(trained, optimizer)
         ema = EMA(trained, config.ema_decay)

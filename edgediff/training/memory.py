@@ -8,25 +8,26 @@ from contextlib import contextmanager
 import torch
 
 from edgediff.errors import StageFailedError
+from edgediff.recipe import TrainingConfig
 
 CPU_ALLOCATOR = "DefaultCPUAllocator"  # raises plain RuntimeErrors that name it
 
 
 @contextmanager
-def naming_full_memory(batch_size: int) -> Iterator[None]:
-    """Turn what PyTorch raises in the enclosed block when memory is full into a StageFailedError.
-
-    Args: batch_size: samples of one forward.
-    """
+def naming_full_memory(config: TrainingConfig) -> Iterator[None]:
+    """Turn what PyTorch raises in the enclosed block when memory is full into a StageFailedError."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         full = isinstance(error, torch.OutOfMemoryError | MemoryError) or CPU_ALLOCATOR in str(error)
         if not full:
             raise
-        smaller = "a smaller `batch_size` with as much more `gradient_accumulation`, " if batch_size > 1 else ""
+        remedies = []
+        if config.batch_size > 1:
+            remedies.append("a smaller `batch_size` and as much more `gradient_accumulation`")
+        if not config.gradient_checkpointing:
+            remedies.append("`gradient_checkpointing=true`")
         raise StageFailedError(
-            f"memory does not hold a training step of batch_size {batch_size}",
-            f"run the same command again with `--resume` and {smaller}or with `gradient_checkpointing=true`; it trains "
-            "the same",
+            f"memory does not hold a training step of batch_size {config.batch_size}",
+            f"run the same command again with `--resume` and {', or '.join(remedies or ['more memory'])}",
         ) from error
