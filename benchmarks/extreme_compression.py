@@ -172,7 +172,7 @@ def cells() -> list[Cell]:
     found = [Cell(method, seed, distill=distill) for seed in range(5) for method, distill in CENTRAL]
     found += [Cell(method, seed) for seed in range(5) for method in RIVALS]
     found += [Cell(method, seed, distill=V) for seed in (0, 1) for method in ("output", "place", "none")]
-    found += shapes() + sizes() + why() + longer() + tuning() + rates()
+    found += shapes() + sizes() + why() + longer() + tuning() + rates() + weights()
     found += [cell for ratio in LARGER for cell in larger(ratio)]
     return found + smaller_teachers()
 
@@ -253,6 +253,12 @@ def rates() -> list[Cell]:
     alike += [("output", V), ("place", V), ("none", V), ("output", ANGULAR)]
     found = [Cell(method, 0, "rate", distill=distill, learning_rate=4e-3) for method, distill in CENTRAL[:4]]
     return found + [Cell(method, 0, "rate", distill=distill, learning_rate=2e-3) for method, distill in alike]
+
+
+def weights() -> list[Cell]:
+    """Other weights than 1, in full runs: short ones favour small weights, which leave little of the loss."""
+    tried = (("lift", 0.1), ("place", 0.1), ("place", 10.0), ("multi_scale", 0.1), ("output", 10.0))
+    return [Cell(method, 0, "weight", distill={"kd": {method: weight}}) for method, weight in tried]
 
 
 def tuning() -> list[Cell]:
