@@ -46,7 +46,8 @@ def read_facts(path: Path) -> dict[str, Any]:
     Raises: CorruptArtifactError when the file is not a complete checkpoint.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        # As for NumPy: for PyTorch the file is opened twice, and between the two a training may put the next one there.
+        with safe_open(path, framework="numpy") as file:
             return json.loads(file.metadata()["facts"])
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise CorruptArtifactError(

@@ -18,9 +18,8 @@ def naming_full_memory(config: TrainingConfig) -> Iterator[None]:
     """Turn what PyTorch raises in the enclosed block when memory is full into a StageFailedError."""
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
-        full = isinstance(error, torch.OutOfMemoryError | MemoryError) or CPU_ALLOCATOR in str(error)
-        if not full:
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and CPU_ALLOCATOR not in str(error):
             raise
         remedies = []
         if config.batch_size > 1:
