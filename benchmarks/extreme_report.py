@@ -189,7 +189,7 @@ def samples(lines: list[Line]) -> None:
             if file.exists():
                 pictures[name] = file
     rows = [np.asarray(Image.open(file)) for file in pictures.values()]
-    scale, gap, margin = 2, 6, 220
+    scale, gap, margin = 2, 6, 280
     height, width = (side * scale for side in rows[0].shape)
     sheet = Image.new("L", (margin + width, len(rows) * (height + gap)), 255)
     pen = ImageDraw.Draw(sheet)

@@ -66,7 +66,7 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
         check_precision(settings.precision, device)
         check_trackers(settings.trackers)
         check_together(*(common(of.family, of.model.config, of.scheduler, of.folder) for of in (small, *teachers)))
-        if cached(recipe.distill):
+        if recipe.distill.remembered_targets:
             check_source(cache_folder, target_source(recipe, [of.sha256 for of in teachers], teachers[0].scheduler))
     with processes.main_first():  # who indexes and hashes what the others then find
         images = samples.learned(recipe.data, "train", small, roles.encoded(run, recipe), output)
@@ -173,7 +173,7 @@ def taught_batches(
     """
     config = recipe.distill
     device = next(student.model.parameters()).device
-    seed = config.cache.seed if cached(config) else config.training.seed
+    seed = config.cache.seed if config.remembered_targets else config.training.seed
     noising = Noising(images, teachers[0].scheduler, recipe.data, seed=seed, device=device)
     if not config.kd:
         return TaughtBatches(noising, None)
@@ -181,7 +181,7 @@ def taught_batches(
     types = {schedule.prediction_type(of.scheduler) for of in teachers}
     converted = types != {config.kd_space or schedule.prediction_type(student.scheduler)}
     live = LiveTeacher(teachers, points, x0_threshold(teachers[0], config), full_precision=converted)
-    if not cached(config):
+    if not config.remembered_targets:
         return TaughtBatches(noising, live)
     identity = {
         **target_source(recipe, [of.sha256 for of in teachers], teachers[0].scheduler),
@@ -209,11 +209,6 @@ def target_source(recipe: Recipe, hashes: Sequence[str], scheduler: Any) -> dict
         "told": digest([recipe.data.conditioning_dropout, recipe.data.random_conditioning]),
         "seed": str(recipe.distill.cache.seed),
     }
-
-
-def cached(config: DistillConfig) -> bool:
-    """Tell whether a training remembers targets."""
-    return bool(config.kd) and config.cache.targets > 0
 
 
 def _note(values: dict[str, float]) -> str:

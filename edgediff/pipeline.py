@@ -15,7 +15,7 @@ from edgediff.benchmark import benchmark
 from edgediff.build import build, check_buildable
 from edgediff.diagnose import diagnose
 from edgediff.diffusion.sampler import check_steps
-from edgediff.distill import WATCHING, cached, distill, distillation_config, target_source
+from edgediff.distill import WATCHING, distill, distillation_config, target_source
 from edgediff.distillation.cache import check_source
 from edgediff.errors import BadInputError, MissingExtraError
 from edgediff.evaluate import evaluate
@@ -171,18 +171,8 @@ def refuse_other_recipe(run: Run, recipe: Recipe) -> None:
     chain = [run, *(run.assistant(place) for place in range(len(made_by.distill.assistants)))]
     if any((of.student / MANIFEST).exists() or checkpoint.finished_steps(of.checkpoints) for of in chain):
         found |= differences(before["distill"], after["distill"], "distill")
-    adjustable = {
-        "distill.cache.folder",
-        *(f"distill.{name}" for name in DISTILL_WATCHING),
-        *(f"distill.training.{name}" for name in ADJUSTABLE),
-    }
-    steps = "distill.training.steps"
-    made, taken = (run.student / MANIFEST).exists(), checkpoint.finished_steps(run.checkpoints)
-    going_on = steps in found or 0 < taken < made_by.distill.training.steps
-    if made and not going_on:  # no step is left that these could be settings of
-        adjustable -= {f"distill.training.{name}" for name in OF_STEPS}
-    if (made or taken) and any(assistant.steps is None for assistant in made_by.distill.assistants):
-        adjustable -= {steps}  # its teachers would be trained on, and be others
+    longer = before["distill"]["training"]["steps"] != after["distill"]["training"]["steps"]
+    adjustable = _adjustable(run, made_by, longer=longer)
     differing = [words for key, words in found.items() if key not in adjustable]
     if differing:
         more = f"; and {len(differing) - NAMED} more" if len(differing) > NAMED else ""
@@ -193,6 +183,18 @@ def refuse_other_recipe(run: Run, recipe: Recipe) -> None:
         )
 
 
+def _adjustable(run: Run, made_by: Recipe, *, longer: bool) -> set[str]:
+    """Return the keys that may change in a run as it stands; longer: more steps are asked for."""
+    training = set(ADJUSTABLE)
+    made, taken = (run.student / MANIFEST).exists(), checkpoint.finished_steps(run.checkpoints)
+    if made and not longer and not 0 < taken < made_by.distill.training.steps:
+        training -= set(OF_STEPS)  # no step is left that these could be settings of
+    if (made or taken) and any(assistant.steps is None for assistant in made_by.distill.assistants):
+        training -= {"steps"}  # the teachers would be trained on, and be others
+    watching = {f"distill.{name}" for name in DISTILL_WATCHING}
+    return {"distill.cache.folder", *watching, *(f"distill.training.{name}" for name in training)}
+
+
 def check_targets(run: Run, recipe: Recipe) -> None:
     """Refuse a cache of targets that this recipe's are not; an assistant's student meets its teacher when that is made.
 
@@ -200,7 +202,7 @@ def check_targets(run: Run, recipe: Recipe) -> None:
     """
     settings = recipe.distill
     absent = any(map(teacher.registered, settings.teachers or (recipe.teacher,)))
-    if cached(settings) and not settings.assistants and not absent:
+    if settings.remembered_targets and not settings.assistants and not absent:
         folders = roles.teaching(run, recipe)
         hashes, schedule = list(map(model_folder.fingerprint, folders)), model_folder.noise_schedule(folders[0])
         source = target_source(recipe, hashes, schedule)

@@ -277,7 +277,7 @@ def _distill_plan(
           forward: of who learns, in seconds an image.
     """
     training = recipe.distill.training
-    cached = recipe.distill.cache.targets if recipe.distill.kd else 0
+    cached = recipe.distill.remembered_targets
     images = training.steps * training.global_batch()
     answers = 0 if not recipe.distill.kd else min(images, cached) if cached else images
     what = (

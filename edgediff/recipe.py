@@ -346,6 +346,11 @@ class DistillConfig(Config):
     cache: CacheConfig = CacheConfig()
     training: TrainingConfig = TrainingConfig()
 
+    @property
+    def remembered_targets(self) -> int:
+        """How many of the teacher's answers are kept; 0: none, or nobody is asked."""
+        return self.cache.targets if self.kd else 0
+
     @model_validator(mode="before")
     @classmethod
     def _preset_settings(cls, values: Any) -> Any:
