@@ -75,18 +75,17 @@ class DataConfig(Config):
     """Which images: a known set by name (`fashion-mnist`, `fashion-mnist-20k`), or a folder.
 
     A folder holds image files, WebDataset tars, what Hugging Face `datasets` saved to disk, or Parquet or Arrow files
-    with an image column; which, is seen. `folder` names where the known set's own files are, when not in the system's
-    place.
+    with an image column; which, is seen.
     """
 
-    name: str = "fashion-mnist"
-    folder: str | None = None
+    name: str = "fashion-mnist"  # a known set, or the path of a folder
+    folder: str | None = None  # where a known set's files are, when not in the system's place
     encoded: str | None = None  # where latents and text embeddings are kept; None: inside the run folder
     conditioning_dropout: float = Field(0.0, ge=0, lt=1)  # share of samples told nothing, for classifier-free guidance
     # Share of samples told what another image shows (random conditioning, Kim et al. 2025): any of the model's classes,
-    # or any caption of `random_captions`, a text file with one a line; without it, of the images.
+    # or any caption of `random_captions`; without them, of the images.
     random_conditioning: float = Field(0.0, ge=0, le=1)
-    random_captions: str | None = None
+    random_captions: str | None = None  # a text file, one a line
 
     @model_validator(mode="after")
     def _captions_of_something(self) -> Self:
@@ -151,7 +150,7 @@ class DepthConfig(Config):
     params: Count | None = Field(None, gt=0)  # parameters that stay
     macs: Count | None = Field(None, gt=0)  # multiply-accumulates of one forward of one image
     rule: str | None = None  # a published architecture that fits the teacher: bk_base, koala_1b, ...
-    by: BlockMeasureName | Literal["tinyfusion"] = "laptop_diff"
+    by: BlockMeasureName | Literal["tinyfusion"] = "laptop_diff"  # which blocks go
     num_images: int = Field(16, gt=0)  # calibration images of block_influence, oracle and laptop_diff
     tinyfusion: TinyFusionConfig = TinyFusionConfig()
 
@@ -186,11 +185,11 @@ class PruneConfig(Config):
     # Among which students the one within the budgets is looked for: the widest that one ratio for all levels gives, or
     # the one that keeps most of the importance, of all widths, or of all widths and blocks.
     search: Literal["uniform", "widths", "widths_and_blocks"] = "widths_and_blocks"
-    importance: Literal["magnitude", "random", "taylor", "diff_pruning"] = "magnitude"
+    importance: Literal["magnitude", "random", "taylor", "diff_pruning"] = "magnitude"  # which channels stay
     num_images: int = Field(16, gt=0)  # calibration images of taylor and diff_pruning
     depth: DepthConfig | None = None
     refine: Literal["none", "svs", "svs_norm"] = "none"  # singular value scaling of what stays, before it is trained
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0)  # of random choices, and of the calibration's noise
 
     @property
     def narrows(self) -> bool:
@@ -287,9 +286,10 @@ class PlaceConfig(Config):
     """PLACE and its ablations; LIFT takes all but the groups."""
 
     group_size: int = Field(16, gt=1)  # elements of one group
-    grouping: Literal["error", "raster", "random"] = "error"
-    terms: Literal["both", "coarse", "fine"] = "both"
+    grouping: Literal["error", "raster", "random"] = "error"  # by similar error, by patches of the map, by chance
+    terms: Literal["both", "coarse", "fine"] = "both"  # coarse: slope and intercept; fine: what is left of them
     norm: Literal["l1", "l2"] = "l1"  # of the coarse term
+    # Of the fine term; adaptive: 1 - mean coarse error; fixed: 1; linear and cosine rise from 0 to 1 over the training.
     fine_weight: Literal["adaptive", "fixed", "linear", "cosine", "learnable"] = "adaptive"
 
     @model_validator(mode="after")
@@ -331,7 +331,7 @@ class DistillConfig(Config):
     """What the student learns from (LIFT/PLACE; Han et al. 2026) and how it is trained."""
 
     kd: Losses = {"place": 1.0}  # name → weight
-    diffusion_weight: float = Field(1.0, ge=0)
+    diffusion_weight: float = Field(1.0, ge=0)  # of the loss against the data, beside the teacher's
     place: PlaceConfig = PlaceConfig()
     reduction: Literal["sum", "mean"] = "mean"  # over the elements of an image
     teachers: tuple[str, ...] = ()  # who teaches, when not the recipe's teacher alone: names or folders
@@ -341,6 +341,7 @@ class DistillConfig(Config):
     student_prediction: PredictionType | None = None  # None: the teacher's own
     kd_space: PredictionType | None = None  # where predictions are compared; None: the student's own
     x0_threshold: Literal["none", "clip", "dynamic"] = "clip"  # of the teacher's x0, where it is converted through x0
+    # How much a timestep counts (diffusion/weighting.py); normalised: divided by what its loss was so far.
     timestep_weighting: Literal["uniform", "min_snr", "snr_truncated", "angular", "normalised"] = "uniform"
     gradient_norms_every: int = Field(100, ge=0)  # steps between two logs of every term's gradient norm; 0: never
     cache: CacheConfig = CacheConfig()
@@ -416,9 +417,9 @@ class ExportConfig(Config):
 class BuildConfig(Config):
     """The engines built from the student's graph and the batch sizes they accept."""
 
-    backends: tuple[Literal["tensorrt_rtx", "tensorrt"], ...] = ()
+    backends: tuple[Literal["tensorrt_rtx", "tensorrt"], ...] = ()  # none: no engine is built
     min_batch: int = Field(1, gt=0)
-    opt_batch: int = Field(1, gt=0)
+    opt_batch: int = Field(1, gt=0)  # what the engine is made fastest for
     max_batch: int = Field(16, gt=0)
 
     @model_validator(mode="after")
@@ -434,17 +435,17 @@ class BuildConfig(Config):
 class BenchmarkConfig(Config):
     """How latency is measured: rounds that visit every candidate once, so that a noisy machine hits all alike."""
 
-    batch_sizes: tuple[int, ...] = Field((1, 16), min_length=1)
+    batch_sizes: tuple[int, ...] = Field((1, 16), min_length=1)  # images of one forward
     threads: int = Field(1, gt=0)  # of the CPU backends
-    warmup_iterations: int = Field(3, ge=0)
-    iterations: int = Field(20, gt=1)  # rounds
+    warmup_iterations: int = Field(3, ge=0)  # rounds before them
+    iterations: int = Field(20, gt=1)  # rounds that count
 
 
 class DrawConfig(Config):
     """How images are drawn from a model."""
 
-    num_images: int = Field(2000, gt=1)
-    num_inference_steps: int = Field(50, gt=0)
+    num_images: int = Field(2000, gt=1)  # of each model
+    num_inference_steps: int = Field(50, gt=0)  # of the sampler
     clip_sample: bool = True  # clip the x0 estimate to [-1, 1] at every step
     guidance_scale: float = Field(1.0, ge=0)  # of conditional models, classifier-free; 1: none
     first_seed: int = Field(0, ge=0)  # image i is drawn from seed first_seed + i
@@ -454,9 +455,9 @@ class DrawConfig(Config):
 class EvaluateConfig(DrawConfig):
     """How images are drawn for the quality figures; part of the profile every figure carries."""
 
-    # Of class accuracy, for conditional models whose data has classes: what guidance buys; (): not measured.
+    # Of class accuracy, for conditional models whose data has classes: what guidance buys; []: not measured.
     guidance_scales: tuple[Annotated[float, Field(ge=0)], ...] = (1.0, 2.0, 4.0)
-    num_class_images: int = Field(200, gt=0)  # at each of them, of every model; at most num_images
+    num_class_images: int = Field(200, gt=0)  # at each of these scales, of every model; at most num_images
 
 
 class GenerateConfig(DrawConfig):
@@ -481,9 +482,10 @@ class PublishedConfig(Config):
     """The size that a paper prints of a recipe's student, digit for digit: `583.5M`, `59.4G`."""
 
     source: str  # paper and table
-    params: str | None = Field(None, pattern=PRINTED)
+    params: str | None = Field(None, pattern=PRINTED)  # its parameters
     layout: Literal["diffusers", "original"] = "diffusers"  # whose parameters were counted
-    macs: str | None = Field(None, pattern=PRINTED)
+    macs: str | None = Field(None, pattern=PRINTED)  # its multiply-accumulates
+    # What they counted.
     macs_of: tuple[Literal["weights", "attention", "layer_norm", "group_norm"], ...] = ("weights", "attention")
     differs: str = ""  # why a stock student cannot have the printed size, where it has not
 
@@ -491,7 +493,7 @@ class PublishedConfig(Config):
 class Recipe(Config):
     """One compression from teacher to report, in the order of its stages."""
 
-    teacher: str
+    teacher: str  # a name that `edgediff teachers` lists, a diffusers pipeline's folder, or a hub id
     data: DataConfig = DataConfig()
     prune: PruneConfig
     distill: DistillConfig = DistillConfig()

@@ -1,0 +1,41 @@
+"""docs/recipe.md says what recipe.py checks."""
+
+import re
+
+import pytest
+from recipe_keys import PAGE, PAGES, page
+
+
+def test_the_page_is_what_the_configs_say():
+    assert PAGE.read_text(encoding="utf-8") == page(), "run `python docs/recipe_keys.py`"
+
+
+@pytest.mark.parametrize("title", PAGES)
+def test_every_key_of_every_section_is_listed(title):
+    config, _ = PAGES[title]
+    listed = set(re.findall(r"^\| `(\w+)` \|", page(), re.MULTILINE))
+    schema = config.model_json_schema()
+    known = {key for section in (schema, *schema.get("$defs", {}).values()) for key in section.get("properties", {})}
+    assert known and known <= listed
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "| `learning_rate` | `0.0001` | number, above 0 | of the weight update |",  # bounds, a comment behind
+        "| `kd_space` | none | `epsilon`, `v_prediction`, `sample` | where predictions are compared; None: the "
+        "student's own |",
+        "| `ratio` | **must be given** | number, at least 0, below 1 | fraction of the teacher's channels removed |",
+        "| `snapshots` | `[]` | list: whole number, above 0 | steps whose averaged weights are kept, as teachers too |",
+        "| `temperature` | `[4.0, 0.1]` | 2 of: number, above 0 | first and last |",
+    ],
+)
+def test_a_row_tells_default_values_and_meaning(row):
+    assert row in page().splitlines()
+
+
+def test_inherited_keys_come_with_their_comments():
+    of_generate = page().partition("## Generated data")[2].partition("\n## ")[0]
+    assert (
+        "| `first_seed` | `0` | whole number, at least 0 | image i is drawn from seed first_seed + i |" in of_generate
+    )
