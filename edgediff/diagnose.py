@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from edgediff import diagnostics, model_folder, roles, samples
-from edgediff.artifacts import atomic_file, atomic_folder, read_json, up_to_date, write_json, write_manifest
+from edgediff.artifacts import atomic_folder, read_json, up_to_date, write_json, write_manifest
 from edgediff.backends import best_device
 from edgediff.data.images import Images
 from edgediff.data.order import evenly
@@ -54,7 +54,7 @@ def diagnose(run: Run, recipe: Recipe, output: Output) -> Diagnosis:
     config = {
         "data": recipe.data.model_dump(mode="json"),
         "timesteps": [TIMESTEPS, SHOWN_TIMESTEPS],
-        "images": [count, SHOWN_IMAGES, SHARPNESS_IMAGES],
+        "images": [count, SHOWN_IMAGES, SHARPNESS_IMAGES, MAP_IMAGES],
         "rho": RHO,
     }
     inputs: dict[str, str] = {role: model.sha256 for role, model in loaded.items()}
@@ -89,9 +89,8 @@ def diagnose(run: Run, recipe: Recipe, output: Output) -> Diagnosis:
         num_images=min(MAP_IMAGES, len(reference)),
         batch_size=recipe.evaluate.batch_size,
     )
-    with atomic_file(run.error_map) as temporary:
-        save_file(places, temporary)
     with atomic_folder(folder) as temporary:
+        save_file(places, temporary / diagnostics.MAP)
         diagnosis = Diagnosis(
             reference=Reference(name=reference.name, sha256=reference.sha256, num_images=len(reference)),
             num_images=count,

@@ -401,8 +401,9 @@ def objective_words(config: DistillConfig) -> str:
         words.append(config.student_prediction)
     if config.timestep_weighting != "uniform":
         words.append(f"{config.timestep_weighting} timesteps")
-    if config.assistants:
-        words.append(f"{len(config.assistants)} teacher assistant{'s' if len(config.assistants) > 1 else ''}")
+    for some, word in ((config.teachers, "teacher"), (config.assistants, "teacher assistant")):
+        if some:
+            words.append(f"{len(some)} {word}{'s' if len(some) > 1 else ''}")
     return ", ".join(words)
 
 

@@ -9,7 +9,16 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from edgediff import __version__, diagnostics, model_folder
-from edgediff.artifacts import MANIFEST, content_hash, read_object, read_result, sha256, write_result, write_text
+from edgediff.artifacts import (
+    MANIFEST,
+    content_hash,
+    read_object,
+    read_result,
+    sha256,
+    verify,
+    write_result,
+    write_text,
+)
 from edgediff.errors import BadInputError, CorruptArtifactError
 from edgediff.output import Output
 from edgediff.recipe import Recipe
@@ -108,9 +117,15 @@ def _diagnosis(run: Run, weights: Mapping[str, str], output: Output) -> Diagnosi
     if not (folder / MANIFEST).is_file():
         return None
     diagnosed = read_object(folder / MANIFEST)["inputs"]
+    why = None
     if any(diagnosed[role] != weights[role] for role in ROLES):
-        output.say(f"left out, of other weights than the run holds now: `{folder}`; `edgediff diagnose {run.path}`")
+        why = "of other weights than the run holds now"
+    elif not (folder / diagnostics.MAP).is_file():
+        why = "of an earlier version, without error maps"
+    if why is not None:
+        output.say(f"left out, {why}: `{folder}`; `edgediff diagnose {run.path}`")
         return None
+    verify(folder)
     return _read(Diagnosis, folder / diagnostics.RESULT)
 
 

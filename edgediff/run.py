@@ -96,13 +96,11 @@ class Run:
         return self.path / "samples" / f"{role}.safetensors"
 
     @property
-    def error_map(self) -> Path:
-        """Student against teacher: `timesteps` (T,), `squared_error` (T, H, W), in a safetensors file."""
-        return self.path / "error_map.safetensors"
-
-    @property
     def diagnosis(self) -> Path:
-        """What `diagnose` leaves: diagnosis.json (`results.Diagnosis`), pictures, manifest.json."""
+        """What `diagnose` leaves: diagnosis.json (`results.Diagnosis`), error_map.safetensors, pictures, manifest.json.
+
+        The map is of student against teacher: `timesteps` (T,), `squared_error` (T, H, W).
+        """
         return self.path / "diagnosis"
 
     @property

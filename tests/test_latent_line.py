@@ -6,7 +6,7 @@ from diffusers import AutoencoderKL, DiTPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
-from edgediff import pipeline
+from edgediff import diagnostics, pipeline
 from edgediff.artifacts import read_json
 from edgediff.data import fashion_mnist
 from edgediff.encoding import latents
@@ -135,7 +135,10 @@ def test_every_stage_left_its_figures(run):
     for role in ROLES:
         assert load_file(run.samples(role))["samples"].shape == (8, 1, 28, 28)  # decoded
         assert read_json(run.onnx(role) / "parity.json")["cases"]
-    assert load_file(run.error_map)["squared_error"].shape[1:] == (7, 7)  # where the model errs: in latents
+    assert load_file(run.diagnosis / diagnostics.MAP)["squared_error"].shape[1:] == (
+        7,
+        7,
+    )  # where the model errs: in latents
     page, card = (run.path / "report.html").read_text(), (run.path / "README.md").read_text()
     assert "block_influence" in page and "Class accuracy" in page
     assert "Class accuracy" in card and "DiTPipeline.from_pretrained" in card

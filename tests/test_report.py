@@ -114,8 +114,6 @@ def finished(models, small_recipe, a_report, tmp_path, quiet):
         run.samples("teacher").parent.mkdir()
         for index, role in enumerate(ROLES):
             save_file({"samples": np.full((14, 1, 6, 6), 40 * index, np.uint8)}, run.samples(role))
-        errors = np.linspace(0, 1, 2 * 6 * 6, dtype=np.float32).reshape(2, 6, 6)
-        save_file({"timesteps": np.array([0, 999]), "squared_error": errors}, run.error_map)
         return SimpleNamespace(run=run, recipe=recipe, report=lambda: report(run, recipe, quiet))
 
     return make
@@ -153,6 +151,8 @@ def diagnosed(run):
             files=["image-0.png"], images=[1234], timesteps=[0, 999], rows=["noised", "error"], low=0.001, high=1
         ),
     )
+    errors = np.linspace(0, 1, 2 * 6 * 6, dtype=np.float32).reshape(2, 6, 6)
+    save_file({"timesteps": np.array([0, 999]), "squared_error": errors}, folder / diagnostics.MAP)
     (folder / "image-0.png").write_bytes(figures.grid(np.zeros((4, 3, 6, 6), np.uint8), 2))
     write_json(folder / diagnostics.RESULT, diagnosis.model_dump(mode="json"))
     weights = {role: read_json(run.latency)["inputs"][role] for role in ROLES}
@@ -220,7 +220,7 @@ def test_the_sections_come_in_the_order_of_what_matters(finished):
     line = finished()
     line.report()
     found = re.findall(r'<h2 id="(\w+)"', page_of(line.run))
-    assert " ".join(found) == "samples quality latency cost training errors export recipe provenance"
+    assert " ".join(found) == "samples quality latency cost training diagnostics export recipe provenance"
 
 
 def test_samples_are_one_strip_a_role_and_row_of_seeds(finished):
@@ -282,23 +282,23 @@ def test_parts_that_an_earlier_version_logged_of_a_loss_without_any_are_not_show
     line.report()
     alts = [image["alt"] for image in Page(page_of(line.run)).images]
     assert not any("fine part" in alt for alt in alts)
-    assert any(alt.startswith("Slope of the linear fit") for alt in alts)
+    assert any(alt.startswith("Slope while training") for alt in alts)
 
 
-def test_terms_that_are_logged_at_some_steps_and_parts_that_are_zero(finished):
+def test_what_is_logged_now_and_then_is_shown_with_its_total_of_then_and_a_zero_without_a_logarithm(finished):
     line = finished()
     lines = [json.loads(text) for text in line.run.train_log.read_text().splitlines()]
     for record in lines:
         record["coarse"] = 0.0
         if record["step"] % 10 == 1:
-            record |= {"grad_norm.place": 7.0, "grad_norm.diffusion": 8.0}
+            record |= {"grad_norm": 9.0, "grad_norm.place": 7.0, "grad_norm.diffusion": 8.0}
     line.run.train_log.write_text("".join(json.dumps(record) + "\n" for record in lines))
     line.report()
     alts = [image["alt"] for image in Page(page_of(line.run)).images]
     (gradients,) = (alt for alt in alts if alt.startswith("Gradient norm"))
-    assert gradients.endswith("at the end total 0.0333, diffusion 8.00, place 7.00")
+    assert gradients.endswith("at the end total 9.00, diffusion 8.00, place 7.00")
     (parts,) = (alt for alt in alts if alt.startswith("Coarse and fine part"))
-    assert "fine 0.0333" in parts and "coarse 0" not in parts  # a logarithmic scale has no zero
+    assert "fine 0.0333" in parts and "coarse 0" in parts
 
 
 def test_the_diagnosis_is_on_the_page_and_in_the_json(finished):
@@ -324,12 +324,6 @@ def test_the_diagnosis_is_on_the_page_and_in_the_json(finished):
     assert content_hash(line.run.pruned) in text and "from student" in text
 
 
-def test_a_report_without_diagnosis_is_whole(finished):
-    line = finished()
-    assert line.report().diagnosis is None
-    assert "Diagnostics" not in page_of(line.run)
-
-
 def test_a_diagnosis_of_other_weights_is_left_out_and_said(finished, capsys):
     line = finished()
     diagnosed(line.run)
@@ -339,16 +333,52 @@ def test_a_diagnosis_of_other_weights_is_left_out_and_said(finished, capsys):
     assert report(line.run, line.recipe, Output()).diagnosis is None
     said = capsys.readouterr().err
     assert "left out, of other weights" in said and "edgediff diagnose" in said
-    assert "Diagnostics" not in page_of(line.run) and "diagnosis" not in read_json(line.run.report)["inputs"]
+    assert "Not diagnosed" in page_of(line.run) and "Squared error" not in page_of(line.run)
+    assert "diagnosis" not in read_json(line.run.report)["inputs"]
 
 
-def test_the_error_maps_are_optional(finished):
+def test_a_report_without_diagnosis_says_how_to_get_one(finished):
     line = finished()
+    assert line.report().diagnosis is None
+    assert "Not diagnosed" in page_of(line.run) and "Squared error" not in page_of(line.run)
+    assert "error maps" not in (line.run.path / "README.md").read_text()
+    diagnosed(line.run)
     line.report()
-    assert "Squared error at timestep 999" in page_of(line.run)
-    line.run.error_map.unlink()
+    assert "Not diagnosed" not in page_of(line.run) and "Squared error at timestep 999" in page_of(line.run)
+    assert "error maps" in (line.run.path / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "the student began with its weights."),
+        ({"initial": "fresh"}, "and began with random weights."),
+        ({"student_prediction": "v_prediction"}, "with its weights, taken to predict v_prediction."),
+        ({"kd": "none"}, "trained on the data alone (kd none)"),
+        ({"teachers": ["one", "two"]}, "distilled (kd place, 2 teachers)"),
+    ],
+)
+def test_page_and_card_say_how_the_student_began_and_who_taught_it(finished, settings, said):
+    line = finished(**settings)
     line.report()
-    assert "Squared error" not in page_of(line.run)
+    for text in (page_of(line.run), (line.run.path / "README.md").read_text(encoding="utf-8")):
+        assert said in text and "before distillation" not in text
+
+
+def test_a_diagnosis_without_error_maps_is_left_out_and_said(finished, capsys):
+    line = finished()
+    diagnosed(line.run)
+    (line.run.diagnosis / diagnostics.MAP).unlink()
+    report(line.run, line.recipe, Output())
+    assert "left out, of an earlier version" in capsys.readouterr().err and "Not diagnosed" in page_of(line.run)
+
+
+def test_a_damaged_diagnosis_is_named(finished):
+    line = finished()
+    diagnosed(line.run)
+    (line.run.diagnosis / diagnostics.MAP).write_bytes(b"cut short")
+    with pytest.raises(CorruptArtifactError, match=diagnostics.MAP):
+        line.report()
 
 
 def test_a_run_without_engine_or_measured_speedup(finished):

@@ -10,7 +10,7 @@ import yaml
 from safetensors.torch import load_file
 
 from edgediff import check as gate
-from edgediff import pipeline
+from edgediff import diagnostics, pipeline
 from edgediff.artifacts import read_json, read_result, verify
 from edgediff.benchmark import benchmark, rotated, time_side_by_side
 from edgediff.diagnose import diagnose
@@ -186,7 +186,7 @@ def test_a_role_that_is_the_teacher_is_identical_to_it(run, small_teacher, tmp_p
     assert student.psnr_to_teacher == 100 and student.ssim_to_teacher == pytest.approx(1)
     assert student.backend == "pytorch"
     diagnose(twin, recipe, quiet)
-    assert float(load_file(twin.error_map)["squared_error"].max()) == 0
+    assert float(load_file(twin.diagnosis / diagnostics.MAP)["squared_error"].max()) == 0
 
 
 def test_the_report_is_valid_and_knows_its_directions(run):
@@ -279,6 +279,6 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path, recipe, quie
 
 
 def test_the_error_map_is_drawn_over_the_schedule(run):
-    maps = load_file(run.error_map)
+    maps = load_file(run.diagnosis / diagnostics.MAP)
     assert maps["timesteps"].tolist() == [0, 142, 285, 428, 570, 713, 856, 999]
     assert maps["squared_error"].shape == (8, 28, 28) and np.isfinite(maps["squared_error"].numpy()).all()

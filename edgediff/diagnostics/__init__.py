@@ -1,6 +1,6 @@
 """Where, when and why a student differs from its teacher: errors by timestep and by place, sharpness of the loss."""
 
-RESULT = "diagnosis.json"
+RESULT, MAP = "diagnosis.json", "error_map.safetensors"
 TIMESTEPS, IMAGES = 20, 256  # at most: never more images than `evaluate` draws
 SHOWN_TIMESTEPS, SHOWN_IMAGES = 8, 4
 MAP_IMAGES = 64

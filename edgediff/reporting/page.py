@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,10 @@ from typing import Any
 import yaml
 from safetensors.numpy import load_file
 
+from edgediff import diagnostics, model_folder
 from edgediff.artifacts import MANIFEST, made, read_object
 from edgediff.output import number
-from edgediff.recipe import KD_LOSSES, TWO_PART_LOSSES, Recipe, objective_words
+from edgediff.recipe import KD_LOSSES, TWO_PART_LOSSES, DistillConfig, Recipe, objective_words
 from edgediff.reporting import budgets, figures
 from edgediff.reporting.tables import class_accuracy_table
 from edgediff.reporting.usage import Usage, usage
@@ -24,7 +25,16 @@ from edgediff.training import log as training_log
 SEEDS_A_ROW, SEED_ROWS = 12, 2
 ARROWS = {"lower": "↓", "higher": "↑"}
 
-CurvesWanted = tuple[str, dict[str, str], bool, float | None]  # title, quantity → label, logarithmic, target
+
+@dataclass(frozen=True)
+class Wanted:
+    """A chart of logged quantities, where they were logged."""
+
+    title: str
+    names: dict[str, str]  # quantity → label
+    note: str  # what it is, and what to look for
+    logarithmic: bool = False
+    target: float | None = None  # where a perfect student's curve would lie
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,7 @@ def context(run: Run, recipe: Recipe, report: Report) -> dict[str, Any]:
     """Return the variables of `report.html.j2` and `card.md.j2`."""
     log, stock = training_log.read(run.train_log), usage(run.student)
     profile, objective = report.quality.profile, objective_words(recipe.distill)
+    latent = model_folder.autoencoder(run.student) is not None
     return {
         "report": report,
         "arrow": lambda metric: ARROWS[DIRECTIONS[metric]],
@@ -48,6 +59,9 @@ def context(run: Run, recipe: Recipe, report: Report) -> dict[str, Any]:
         "percent": lambda share: "–" if share is None else f"{share:.1%}",
         "asked": report.reached.asked,
         "objective": objective,
+        "trained": f"{'distilled' if recipe.distill.kd else 'trained on the data alone'} ({objective})",
+        "pruned_is": _pruned_is(recipe.distill),
+        "final": _final(report.training.final),
         "settings": f"{profile.sampler}, {profile.num_inference_steps} steps, x0 "
         f"{'clipped' if profile.clip_sample else 'not clipped'}"
         f"{f', guidance {profile.guidance_scale:g}' if stock.conditional else ''}; seeds from {profile.first_seed}",
@@ -60,13 +74,31 @@ def context(run: Run, recipe: Recipe, report: Report) -> dict[str, Any]:
         "budget": _budget(report),
         "latency_pairs": _latency_pairs(report.latency),
         "not_run": [row for row in report.latency.rows if row.status == "not run"],
-        "curves": _curves(log, recipe.distill.kd),
-        "error_maps": _error_maps(run.error_map),
-        "diagnosis": _diagnosis(run.diagnosis, report.diagnosis),
+        "curves": _curves(log, recipe.distill),
+        "diagnosis": _diagnosis(run.diagnosis, report.diagnosis, latent),
+        "latent": latent,
         "made": _made(run, report),
         "here": made(),
         "recipe_yaml": yaml.safe_dump(report.recipe, sort_keys=False, allow_unicode=True),
     }
+
+
+def _pruned_is(config: DistillConfig) -> str:
+    """Say what the pruned model is to the student."""
+    if config.initial == "fresh":
+        return "the model as it was cut from the teacher; the student has its shape, and began with random weights"
+    read_as = f", taken to predict {config.student_prediction}" if config.student_prediction else ""
+    return f"the model as it was cut from the teacher; the student began with its weights{read_as}"
+
+
+def _final(means: Mapping[str, float]) -> str:
+    """Word what the training ended with; its rate of learning, which only falls, says nothing."""
+    return ", ".join(
+        f"{name.replace('_', ' ').replace('grad norm', 'gradient norm').replace('norm.', 'norm of ')} "
+        f"{number(value) if abs(value) >= 0.001 else format(value, '.2g')}"
+        for name, value in means.items()
+        if name not in ("learning_rate", "loss_scale")
+    )
 
 
 def short(count: float) -> str:
@@ -134,7 +166,7 @@ def _headline(report: Report) -> list[dict[str, str]]:
         {
             "name": f"PSNR to teacher {ARROWS['higher']}",
             "value": number(of_student.psnr_to_teacher, " dB"),
-            "beside": f"{number(quality['pruned'].psnr_to_teacher, ' dB')} before distillation",
+            "beside": f"pruned, not trained: {number(quality['pruned'].psnr_to_teacher, ' dB')}",
         }
     )
     return found
@@ -202,50 +234,81 @@ def _latency_pairs(latency: Latency) -> list[dict[str, str]]:
     ]
 
 
-def _curves(log: Sequence[figures.LogLine], kd: Collection[str]) -> list[dict[str, Any]]:
+def _curves(log: Sequence[figures.LogLine], config: DistillConfig) -> list[dict[str, Any]]:
     """Return a chart for every group of quantities that this distillation logged; which ones depends on its kd."""
-    terms = {name: name for name in ("diffusion", *KD_LOSSES)}
-    parts: list[CurvesWanted] = [  # earlier versions logged them of other losses too, as 0, the loss itself and 1
-        ("Coarse and fine part of the distillation loss", {"coarse": "coarse", "fine": "fine"}, True, None),
-        ("Weight of the fine part", {"fine_weight": "fine weight"}, False, None),
-    ]
-    wanted: list[CurvesWanted] = [
-        ("Loss and its terms", {"loss": "total", **terms}, True, None),
-        (
-            "Gradient norm (total: before clipping)",
-            {"grad_norm": "total", **{f"grad_norm.{name}": name for name in terms}},
-            True,
-            None,
-        ),
-        *(parts if set(kd) & set(TWO_PART_LOSSES) else []),
-        ("Slope of the linear fit (1: a perfect student)", {"slope": "slope"}, False, 1.0),
-        ("Intercept of the linear fit (0: a perfect student)", {"intercept": "intercept"}, False, 0.0),
-    ]
     found = []
-    for title, names, logarithmic, target in wanted:
-        values = {name: [line[name] for line in log if name in line] for name in names}
-        shown = {
-            name: label
-            for name, label in names.items()
-            # A logarithmic scale has no place for the coarse part of a loss that has none.
-            if values[name] and not (logarithmic and min(values[name]) <= 0)
-        }
-        if shown:
-            last = ", ".join(f"{label} {number(values[name][-1])}" for name, label in shown.items())
-            chart = figures.curves(log, shown, logarithmic=logarithmic, target=target)
-            found.append(
-                {"title": title, "picture": _svg(chart, f"{title} over {len(log):,} training steps; at the end {last}")}
-            )
+    for wanted in _logged(config):
+        shown = {name: label for name, label in wanted.names.items() if any(name in line for line in log)}
+        if not shown:
+            continue
+        # Where one is measured now and then, all are shown at those steps: averages beside single steps mislead.
+        together = [line if shown.keys() <= line.keys() else {} for line in log]
+        lines = together if any(together) else log
+        values = {name: [line[name] for line in lines if name in line] for name in shown}
+        logarithmic = wanted.logarithmic and all(min(of) > 0 for of in values.values())
+        last = ", ".join(f"{label} {number(values[name][-1])}" for name, label in shown.items())
+        chart = figures.curves(lines, shown, logarithmic=logarithmic, target=wanted.target)
+        alt = f"{wanted.title} over {len(log):,} training steps; at the end {last}"
+        found.append({"title": wanted.title, "note": wanted.note, "picture": _svg(chart, alt)})
     return found
 
 
-def _diagnosis(folder: Path, diagnosis: Diagnosis | None) -> dict[str, Any] | None:
-    """Return charts over the timesteps and pictures of single images; nothing where `diagnose` has not been run."""
+def _logged(config: DistillConfig) -> list[Wanted]:
+    """Return the charts of what a training's log may hold, from the whole to its parts."""
+    kd, names = config.kd, ("diffusion", *KD_LOSSES)
+    normalised = config.timestep_weighting == "normalised"
+    per = "mean over an image's elements" if config.reduction == "mean" else "sum over an image's elements"
+    wanted = [
+        Wanted(
+            "Loss and its terms",
+            {"loss": "total", **{name: name for name in names}},
+            f"With their weights, {per}. Look for: all of them fall; one that does not is not learned."
+            + (" The total is normalised by timestep, the terms are not." if normalised else ""),
+            logarithmic=True,
+        ),
+        Wanted(
+            "Gradient norms",
+            {"grad_norm": "total", **{f"grad_norm.{name}": name for name in names}},
+            f"Total: of all that is trained, before it is clipped at {config.training.grad_clip:g}; terms: with their "
+            "weights, of the student. Look for: none is ten times another, else its weight is too large.",
+            logarithmic=True,
+        ),
+    ]
+    if set(kd) & set(TWO_PART_LOSSES):
+        adaptive = config.place.fine_weight == "adaptive" and config.place.terms == "both"
+        wanted += [
+            Wanted(
+                "Coarse and fine part of the distillation loss",
+                {"coarse": "coarse", "fine": "fine"},
+                "Before weights. Coarse: how far the fits are from slope 1 and intercept 0; fine: what is left of the "
+                "error after the fit.",
+                logarithmic=True,
+            ),
+            Wanted(
+                "Weight of the fine part",
+                {"fine_weight": "fine weight"},
+                "1 less the mean coarse error, at least 0. Look for: it rises towards 1."
+                if adaptive
+                else f"As asked: {config.place.fine_weight}.",
+            ),
+        ]
+    of = f"groups of {config.place.group_size} elements" if "place" in kd else "whole channels"
+    fit = f"Of the teacher's prediction on the student's, over {of} of training images."
+    return [
+        *wanted,
+        Wanted("Slope while training (1: a perfect student)", {"slope": "slope"}, fit, target=1.0),
+        Wanted("Intercept while training (0: a perfect student)", {"intercept": "intercept"}, fit, target=0.0),
+    ]
+
+
+def _diagnosis(folder: Path, diagnosis: Diagnosis | None, latent: bool) -> dict[str, Any] | None:
+    """Return charts over the timesteps, error maps and pictures of single images; nothing without a diagnosis."""
     if diagnosis is None:
         return None
     pictures = diagnosis.pictures
     return {
-        "charts": _by_timestep(diagnosis),
+        "charts": _by_timestep(diagnosis, latent),
+        "maps": _error_maps(folder / diagnostics.MAP),
         "images": [
             {
                 "name": f"Image {index:,} of {diagnosis.reference.name}",
@@ -261,12 +324,13 @@ def _diagnosis(folder: Path, diagnosis: Diagnosis | None) -> dict[str, Any] | No
     }
 
 
-def _by_timestep(diagnosis: Diagnosis) -> list[dict[str, Any]]:
+def _by_timestep(diagnosis: Diagnosis, latent: bool) -> list[dict[str, Any]]:
+    of_x0, values = ("RMSE, of latents", None) if latent else ("RMSE; dotted: the range of images", 2.0)
     wanted = [
         (f"Error of the prediction (MSE to the teacher's {diagnosis.prediction_type})", "mse", True, None),
-        ("What it does to x0 (RMSE; dotted: the range of images)", "x0_rmse", True, 2.0),
-        ("Slope of the linear fit (1: a perfect student)", "slope", False, 1.0),
-        ("Intercept of the linear fit (0: a perfect student)", "intercept", False, 0.0),
+        (f"What it does to x0 ({of_x0})", "x0_rmse", True, values),
+        ("Slope by timestep (1: a perfect student)", "slope", False, 1.0),
+        ("Intercept by timestep (0: a perfect student)", "intercept", False, 0.0),
     ]
 
     def of_both(key: str) -> dict[str, list[float]]:
@@ -283,10 +347,8 @@ def _by_timestep(diagnosis: Diagnosis) -> list[dict[str, Any]]:
     return charts
 
 
-def _error_maps(path: Path) -> dict[str, Any] | None:
-    """Return the maps by timestep and the key of their colours; nothing where `evaluate` left none."""
-    if not path.is_file():
-        return None
+def _error_maps(path: Path) -> dict[str, Any]:
+    """Return the maps by timestep and the key of their colours."""
     tensors = load_file(path)
     errors = tensors["squared_error"]
     low, high = figures.error_range(errors)
