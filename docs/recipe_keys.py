@@ -41,21 +41,21 @@ INTRODUCTION = """\
 # Recipe keys
 
 A recipe is YAML; options of the command line, and `key.of.a.section=value` behind them, change it before it is checked.
-A key that is not listed is an error, and so is a value outside what the table says. `edgediff plan` says in seconds
-what a recipe will do. This page is written by `python docs/recipe_keys.py`.
+A key that is not listed is an error, and so is a value outside what the table says; `null` is "not given". `edgediff
+compress --dry-run` says in seconds what a recipe will do. This page is written by `python docs/recipe_keys.py`.
 """
-WORDS = {
+WORDS = {  # the first that fits: of a field, pydantic splits what these are made of
+    Count: "count, such as `250k` or `1.5M`",
+    Milliseconds: "milliseconds, or a time such as `30ms`",
+    Megabytes: "megabytes (10⁶ bytes), or a size such as `0.5 GB`",
+    Losses: "losses, with weights where they are not 1: `place`, `output,feature=0.01`. Losses: "
+    + ", ".join(f"`{name}`" for name in KD_LOSSES)
+    + "; presets: "
+    + ", ".join(f"`{name}`" for name in KD_PRESETS),
     str: "text",
     int: "whole number",
     float: "number",
     bool: "`true`, `false`",
-    Count: "count, such as `250k` or `1.5M`",
-    Milliseconds: "milliseconds, or a time such as `30ms`",
-    Megabytes: "megabytes (10⁶ bytes), or a size such as `0.5 GB`",
-    Losses: "losses, with weights where they are not 1: `place`, `output,feature=0.1`. Losses: "
-    + ", ".join(f"`{name}`" for name in KD_LOSSES)
-    + "; presets: "
-    + ", ".join(f"`{name}`" for name in KD_PRESETS),
 }
 BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most", "min_length": "not fewer than"}
 
@@ -63,14 +63,24 @@ BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most", "min_
 def page() -> str:
     """Return the whole page as Markdown."""
     parts = [INTRODUCTION]
-    listed: set[type[Config]] = set()
     for title, (config, used_by) in PAGES.items():
         parts.append(f"## {title}\n\n{_summary(config)} Read by {used_by}\n\n{_table(config)}")
-        for key, inner in _sections(config):
-            if inner not in listed:
-                listed.add(inner)
-                parts.append(f"### `{key}`\n\n{_summary(inner)}\n\n{_table(inner)}")
+        parts += [
+            f"### `{key}`\n\n{_summary(inner)}\n\n{_table(inner)}"
+            for key, inner in _sections(config)
+            if _headings()[inner] == (title, key)
+        ]
     return "\n".join(parts)
+
+
+@cache
+def _headings() -> dict[type[Config], tuple[str, str]]:
+    """Return where every section is described, which is once: the part of the page, and the key."""
+    found: dict[type[Config], tuple[str, str]] = {}
+    for title, (config, _) in PAGES.items():
+        for key, inner in _sections(config):
+            found.setdefault(inner, (title, key))
+    return found
 
 
 def _sections(config: type[Config], prefix: str = "") -> list[tuple[str, type[Config]]]:
@@ -110,7 +120,7 @@ def _default(field: FieldInfo) -> str:
     if isinstance(value, Config):
         return ""
     if value is None:
-        return "none"
+        return "`null`"
     return f"`{json.dumps(value, ensure_ascii=False)}`"
 
 
@@ -145,9 +155,7 @@ def _words(annotation: Any, metadata: Iterable[Any] = ()) -> str:
         return f"list: {_words(inner[0])}"
     if origin is tuple:
         return f"{len(inner)} of: {_words(inner[0])}"
-    if origin is dict or annotation is dict:
-        return "mapping"
-    return "section below"
+    return f"[section](#{_headings()[section][1].replace('.', '')})" if (section := _config(annotation)) else "mapping"
 
 
 @cache
@@ -159,7 +167,7 @@ def _comments(config: type[Config]) -> dict[str, str]:
         code, _, comment = line.partition("# ")
         key = re.match(r"    (\w+): ", code)
         if key:
-            found[key[1]] = comment or " ".join(above)
+            found[key[1]] = (comment or " ".join(above)).replace("None:", "`null`:")
         above = [*above, comment] if comment and not code.strip() else []
     for base in config.__bases__:
         if issubclass(base, Config):

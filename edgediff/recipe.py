@@ -149,7 +149,7 @@ class DepthConfig(Config):
     keep: int | None = Field(None, ge=0)  # removable blocks that stay
     params: Count | None = Field(None, gt=0)  # parameters that stay
     macs: Count | None = Field(None, gt=0)  # multiply-accumulates of one forward of one image
-    rule: str | None = None  # a published architecture that fits the teacher: bk_base, koala_1b, ...
+    rule: str | None = None  # bk_base, bk_small, bk_tiny, ssd_1b, koala_1b or koala_700m, where it fits
     by: BlockMeasureName | Literal["tinyfusion"] = "laptop_diff"  # which blocks go
     num_images: int = Field(16, gt=0)  # calibration images of block_influence, oracle and laptop_diff
     tinyfusion: TinyFusionConfig = TinyFusionConfig()
@@ -188,7 +188,8 @@ class PruneConfig(Config):
     importance: Literal["magnitude", "random", "taylor", "diff_pruning"] = "magnitude"  # which channels stay
     num_images: int = Field(16, gt=0)  # calibration images of taylor and diff_pruning
     depth: DepthConfig | None = None
-    refine: Literal["none", "svs", "svs_norm"] = "none"  # singular value scaling of what stays, before it is trained
+    # Singular value scaling of what stays, before it is trained; svs_norm keeps the size of every layer's weights.
+    refine: Literal["none", "svs", "svs_norm"] = "none"
     seed: int = Field(0, ge=0)  # of random choices, and of the calibration's noise
 
     @property
@@ -289,7 +290,8 @@ class PlaceConfig(Config):
     grouping: Literal["error", "raster", "random"] = "error"  # by similar error, by patches of the map, by chance
     terms: Literal["both", "coarse", "fine"] = "both"  # coarse: slope and intercept; fine: what is left of them
     norm: Literal["l1", "l2"] = "l1"  # of the coarse term
-    # Of the fine term; adaptive: 1 - mean coarse error; fixed: 1; linear and cosine rise from 0 to 1 over the training.
+    # Of the fine term; adaptive: 1 - mean coarse error; fixed: 1; linear and cosine rise from 0 to 1 over the training;
+    # learnable: trained with the student.
     fine_weight: Literal["adaptive", "fixed", "linear", "cosine", "learnable"] = "adaptive"
 
     @model_validator(mode="after")
@@ -330,7 +332,7 @@ def _left_open(kd: Mapping[str, float]) -> str | None:
 class DistillConfig(Config):
     """What the student learns from (LIFT/PLACE; Han et al. 2026) and how it is trained."""
 
-    kd: Losses = {"place": 1.0}  # name → weight
+    kd: Losses = {"place": 1.0}
     diffusion_weight: float = Field(1.0, ge=0)  # of the loss against the data, beside the teacher's
     place: PlaceConfig = PlaceConfig()
     reduction: Literal["sum", "mean"] = "mean"  # over the elements of an image
@@ -340,8 +342,10 @@ class DistillConfig(Config):
     initial: Literal["pruned", "fresh"] = "pruned"  # the student's first weights: cut from the teacher, or random
     student_prediction: PredictionType | None = None  # None: the teacher's own
     kd_space: PredictionType | None = None  # where predictions are compared; None: the student's own
-    x0_threshold: Literal["none", "clip", "dynamic"] = "clip"  # of the teacher's x0, where it is converted through x0
-    # How much a timestep counts (diffusion/weighting.py); normalised: divided by what its loss was so far.
+    # Of the teacher's x0, where it is converted through x0: held to the range of images, or to its own quantile.
+    x0_threshold: Literal["none", "clip", "dynamic"] = "clip"
+    # How much a timestep counts: alike where predictions are compared, by min(SNR, 5) or max(SNR, 1) of the x0 error, as
+    # if drawn evenly in the angle from data to noise, or divided by what its loss was so far.
     timestep_weighting: Literal["uniform", "min_snr", "snr_truncated", "angular", "normalised"] = "uniform"
     gradient_norms_every: int = Field(100, ge=0)  # steps between two logs of every term's gradient norm; 0: never
     cache: CacheConfig = CacheConfig()
@@ -445,7 +449,7 @@ class BenchmarkConfig(Config):
 class DrawConfig(Config):
     """How images are drawn from a model."""
 
-    num_images: int = Field(2000, gt=1)  # of each model
+    num_images: int = Field(2000, gt=1)
     num_inference_steps: int = Field(50, gt=0)  # of the sampler
     clip_sample: bool = True  # clip the x0 estimate to [-1, 1] at every step
     guidance_scale: float = Field(1.0, ge=0)  # of conditional models, classifier-free; 1: none

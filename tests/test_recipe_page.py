@@ -23,15 +23,23 @@ def test_every_key_of_every_section_is_listed(title):
     "row",
     [
         "| `learning_rate` | `0.0001` | number, above 0 | of the weight update |",  # bounds, a comment behind
-        "| `kd_space` | none | `epsilon`, `v_prediction`, `sample` | where predictions are compared; None: the "
+        "| `kd_space` | `null` | `epsilon`, `v_prediction`, `sample` | where predictions are compared; `null`: the "
         "student's own |",
         "| `ratio` | **must be given** | number, at least 0, below 1 | fraction of the teacher's channels removed |",
         "| `snapshots` | `[]` | list: whole number, above 0 | steps whose averaged weights are kept, as teachers too |",
         "| `temperature` | `[4.0, 0.1]` | 2 of: number, above 0 | first and last |",
+        "| `targets` | `0` | count, such as `250k` or `1.5M`, at least 0 | how many; 0: none are kept |",
     ],
 )
 def test_a_row_tells_default_values_and_meaning(row):
     assert row in page().splitlines()
+
+
+def test_every_link_leads_to_a_heading_of_the_page():
+    headings = [line.lstrip("# ").replace("`", "") for line in page().splitlines() if line.startswith("#")]
+    anchors = {heading.lower().replace(".", "").replace(" ", "-") for heading in headings}
+    links = re.findall(r"\]\(#([^)]*)\)", page())
+    assert links and set(links) <= anchors and len(anchors) == len(headings)
 
 
 def test_inherited_keys_come_with_their_comments():
