@@ -214,9 +214,14 @@ def read_result(path: Path) -> dict[str, Any]:
     return {key: value[key] for key in value if key not in ("stage", "config", "inputs", "made")}
 
 
-def result_up_to_date(path: Path, *, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
-    """Return whether the result file at `path` came from exactly this stage, config and inputs."""
-    return path.is_file() and _describes(read_object(path), stage, config, inputs)
+def result_up_to_date(
+    path: Path, *, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str], aside: Collection[str] = ()
+) -> bool:
+    """Return whether the result file at `path` came from exactly this stage, config and inputs.
+
+    Args: aside: as of `up_to_date`.
+    """
+    return path.is_file() and _describes(read_object(path), stage, config, inputs, aside)
 
 
 def verify(folder: Path, found: Mapping[str, str] | None = None) -> dict[str, Any]:

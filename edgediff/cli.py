@@ -420,7 +420,8 @@ def _speaking(json: bool, quiet: bool, *, together: bool = False) -> Iterator[Ou
         processes.leave()
     except KeyboardInterrupt as error:
         raise InterruptedStageError(
-            "interrupted; finished stages are kept", "run the same command again to go on"
+            "interrupted; finished stages are kept",
+            "run the same command again to go on, with `--resume` where it was training",
         ) from error
 
 

@@ -33,7 +33,7 @@ from edgediff.diagnostics.tiles import Tiles, tiles
 from edgediff.diffusion import schedule
 from edgediff.model_folder import Loaded
 from edgediff.output import Output, number
-from edgediff.recipe import Recipe
+from edgediff.recipe import PLACES, Recipe
 from edgediff.reporting import figures
 from edgediff.results import Diagnosis, ErrorPictures, ModelDiagnosis, Reference, Sharpness
 from edgediff.run import ROLES, Run
@@ -60,7 +60,7 @@ def diagnose(run: Run, recipe: Recipe, output: Output) -> Diagnosis:
     inputs: dict[str, str] = {role: model.sha256 for role, model in loaded.items()}
     inputs["reference"] = reference.sha256
     folder = run.diagnosis
-    if up_to_date(folder, stage="diagnose", config=config, inputs=inputs):
+    if up_to_date(folder, stage="diagnose", config=config, inputs=inputs, aside=PLACES):
         diagnosis = Diagnosis.model_validate(read_json(folder / diagnostics.RESULT))
         output.stage("diagnose", "up to date")
         show(diagnosis, output)

@@ -27,18 +27,19 @@ from edgediff.distillation.targets import LiveTeacher, TaughtBatches, feature_po
 from edgediff.distillation.together import check_together, common
 from edgediff.model_folder import Loaded
 from edgediff.output import Output, number
-from edgediff.recipe import DISTILL_WATCHING, DistillConfig, Recipe, loss_words, objective_words
+from edgediff.recipe import DISTILL_WATCHING, PLACES, DistillConfig, Recipe, loss_words, objective_words
 from edgediff.results import TrainingSummary
 from edgediff.run import Run
 from edgediff.samples import Samples
 from edgediff.training import checkpoint, log, processes
 from edgediff.training.batches import TOLD, Noising
 from edgediff.training.loop import train, unreached_rate
+from edgediff.training.memory import naming_full_memory
 from edgediff.training.precision import check_precision, settled
 from edgediff.training.tracking import check_trackers
 
 SUM_OF_PLACES = "added up over places"  # a mean before: another objective under the same recipe
-WATCHING = tuple(f"distill.{name}" for name in DISTILL_WATCHING)  # of `distillation_config`: decides nothing
+WATCHING = (*(f"distill.{name}" for name in DISTILL_WATCHING), *PLACES)  # of `distillation_config`: decides nothing
 
 
 def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -> TrainingSummary:
@@ -67,7 +68,7 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
         check_trackers(settings.trackers)
         check_together(*(common(of.family, of.model.config, of.scheduler, of.folder) for of in (small, *teachers)))
         if recipe.distill.remembered_targets:
-            check_source(cache_folder, target_source(recipe, [of.sha256 for of in teachers], teachers[0].scheduler))
+            check_source(cache_folder, _source(recipe, teachers, small))
     with processes.main_first():  # who indexes and hashes what the others then find
         images = samples.learned(recipe.data, "train", small, roles.encoded(run, recipe), output)
     inputs = {**models, "images": images.sha256}
@@ -80,10 +81,11 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
     output.stage("distill", f"{objective_words(recipe.distill)}, {settings.steps} steps of {batch}")
     for words in (*processes.overruled(settled(settings, device)), *unreached_rate(settings)):
         output.say(words)
-    objective.to(device)
-    for teacher in teachers if recipe.distill.kd else ():
-        # Without gradients, else autocast holds a second copy of their weights, in half precision.
-        teacher.model.requires_grad_(False).to(device)
+    with naming_full_memory("the student and its teachers", "free memory of the device, or use a larger one"):
+        objective.to(device)
+        for teacher in teachers if recipe.distill.kd else ():
+            # Without gradients, else autocast holds a second copy of their weights, in half precision.
+            teacher.model.requires_grad_(False).to(device)
     batches = taught_batches(small, teachers, images, recipe, cache_folder, output.say)
     cache = batches.teaching if isinstance(batches.teaching, TargetCache) else None
     done = checkpoint.finished_steps(run.checkpoints) if resume else 0
@@ -152,8 +154,7 @@ def starting_student(pruned: Loaded, config: DistillConfig) -> Loaded:
     if config.initial == "fresh":
         torch.manual_seed(config.training.seed)
         model = pruned.family.build(model.config)
-    for asked in (config.student_prediction, config.kd_space):
-        schedule.check_student_prediction(scheduler, asked)
+    schedule.check_student_prediction(scheduler, config.student_prediction, config.kd_space)
     if config.student_prediction is not None:
         scheduler = type(scheduler).from_config(scheduler.config, prediction_type=config.student_prediction)
     return replace(pruned, model=model, scheduler=scheduler)
@@ -178,17 +179,13 @@ def taught_batches(
     if not config.kd:
         return TaughtBatches(noising, None)
     _, *points = feature_points(config, [(of.family, of.model.config) for of in (student, *teachers)])
-    types = {schedule.prediction_type(of.scheduler) for of in teachers}
-    converted = types != {config.kd_space or schedule.prediction_type(student.scheduler)}
+    schedulers = [of.scheduler for of in teachers]
+    converted = _converted(config, schedulers, schedule.prediction_type(student.scheduler))
     live = LiveTeacher(teachers, points, x0_threshold(teachers[0], config), full_precision=converted)
     if not config.remembered_targets:
         return TaughtBatches(noising, live)
-    identity = {
-        **target_source(recipe, [of.sha256 for of in teachers], teachers[0].scheduler),
-        "images": images.sha256,
-        "precision": "fp32" if converted else settled(config.training, device).precision,
-    }
-    if len(types) > 1:
+    identity = {**_source(recipe, teachers, student), "images": images.sha256}
+    if len(set(map(schedule.prediction_type, schedulers))) > 1:
         identity["x0 threshold"] = live.threshold
     cache = TargetCache(
         live, cache_folder, targets=config.cache.targets, seed=config.training.seed, identity=identity, tell=tell
@@ -196,19 +193,30 @@ def taught_batches(
     return TaughtBatches(noising, cache)
 
 
-def target_source(recipe: Recipe, hashes: Sequence[str], scheduler: Any) -> dict[str, str]:
-    """Return what targets in a cache depend on beside images and precision: who says them, and of which noise.
+def _source(recipe: Recipe, teachers: Sequence[Loaded], student: Loaded) -> dict[str, str]:
+    of_student = schedule.prediction_type(student.scheduler)
+    return target_source(recipe, [of.sha256 for of in teachers], [of.scheduler for of in teachers], of_student)
 
-    Args: hashes: of every teacher; scheduler: the first one's.
+
+def target_source(recipe: Recipe, hashes: Sequence[str], schedulers: Sequence[Any], own: str) -> dict[str, str]:
+    """Return what targets in a cache depend on beside images: who says them, of which noise, and how exactly.
+
+    Args: hashes, schedulers: of every teacher; own: what the student predicts.
     """
-    # What diffusers lists of a config that lacks keys comes in another order in every process.
-    of_noise = without(dict(scheduler.config), ("_use_default_values",))
+    config = recipe.distill
+    exact = _converted(config, schedulers, own)
     return {
         "teacher": "+".join(hashes),
-        "scheduler": digest(of_noise),
+        "scheduler": digest(schedule.described(schedulers[0])),
         "told": digest([recipe.data.conditioning_dropout, recipe.data.random_conditioning]),
-        "seed": str(recipe.distill.cache.seed),
+        "seed": str(config.cache.seed),
+        "precision": "fp32" if exact else settled(config.training, processes.device()).precision,
     }
+
+
+def _converted(config: DistillConfig, schedulers: Sequence[Any], own: str) -> bool:
+    """Tell whether what teachers say is converted before it is compared, which amplifies the rounding of halves."""
+    return {schedule.prediction_type(of) for of in schedulers} != {config.kd_space or own}
 
 
 def _note(values: dict[str, float]) -> str:

@@ -20,7 +20,7 @@ from edgediff.metrics.features import EfficientNetLite0, efficientnet_lite0
 from edgediff.model_folder import Loaded
 from edgediff.output import Output, number
 from edgediff.quality import Drawn, draw, floor_row, model_row, profile, real_images
-from edgediff.recipe import Recipe
+from edgediff.recipe import PLACES, Recipe
 from edgediff.reporting.tables import class_accuracy_table
 from edgediff.results import Quality, QualityRow
 from edgediff.run import ROLES, Role, Run
@@ -57,7 +57,7 @@ def evaluate(run: Run, recipe: Recipe, output: Output) -> Quality:
         "training": training.sha256,
         "extractor": EfficientNetLite0.sha256,
     }
-    if result_up_to_date(run.quality, stage="evaluate", config=config, inputs=inputs):
+    if result_up_to_date(run.quality, stage="evaluate", config=config, inputs=inputs, aside=PLACES):
         quality = Quality.model_validate(read_result(run.quality))
         output.stage("evaluate", "up to date")
         show(quality, output)

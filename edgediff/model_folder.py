@@ -6,12 +6,14 @@ published, whose pipeline has no other parts, and so does `model.save_pretrained
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import diffusers
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from safetensors import SafetensorError, safe_open
@@ -170,10 +172,21 @@ def load(folder: Path) -> Loaded:
 
 
 def noise_schedule(folder: Path) -> Any:
-    """Load the noise schedule; a sampler of another class (DDIM, PNDM) says the same of it under the same names."""
+    """Load the noise schedule; a sampler of another class (DDIM, PNDM) says the same of it under the same names.
+
+    Raises: BadInputError for a schedule that no training here can use.
+    """
     path = scheduler_config(folder)
     config = read_object(path)
     flow = "FlowMatch" in config.get("_class_name", "")
+    if not flow and not _of_betas(config):
+        # Of sigmas, EDM's: DDPMScheduler would take its own betas instead, and nobody would notice.
+        raise BadInputError(
+            f"scheduler cannot be used: {config['_class_name']} knows no betas: `{path}`",
+            "schedules of DDPM's kind and of flow matching are supported",
+        )
+    if autoencoder(folder) and "clip_sample" not in config:
+        config["clip_sample"] = False  # DDPMScheduler's default would clip latents, which have no range
     try:
         scheduler = (FlowMatchEulerDiscreteScheduler if flow else DDPMScheduler).from_config(config)
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
@@ -181,6 +194,12 @@ def noise_schedule(folder: Path) -> Any:
     if not flow:
         check_prediction_type(scheduler.config.prediction_type)
     return scheduler
+
+
+def _of_betas(config: dict[str, Any]) -> bool:
+    """Tell whether a scheduler's config is of DDPM's kind, by what its class takes; so is one of no stock class."""
+    kind = getattr(diffusers, config.get("_class_name", ""), None)
+    return kind is None or "beta_start" in inspect.signature(kind).parameters
 
 
 def save(folder: Path, model: nn.Module, scheduler: Any, like: Path | None = None) -> None:

@@ -15,6 +15,7 @@ from edgediff.benchmark import benchmark
 from edgediff.build import build, check_buildable
 from edgediff.diagnose import diagnose
 from edgediff.diffusion.sampler import check_steps
+from edgediff.diffusion.schedule import prediction_type
 from edgediff.distill import WATCHING, distill, distillation_config, target_source
 from edgediff.distillation.cache import check_source
 from edgediff.errors import BadInputError, MissingExtraError
@@ -24,7 +25,7 @@ from edgediff.output import Output
 from edgediff.plan import outlines, plan
 from edgediff.profile import profile
 from edgediff.prune import prune, pruning_config
-from edgediff.recipe import DISTILL_WATCHING, Recipe, check, differences, dump, read_yaml
+from edgediff.recipe import DISTILL_WATCHING, PLACES, Recipe, check, differences, dump, read_yaml
 from edgediff.report import report
 from edgediff.results import Plan, Report, StagePlan, TrainingSummary
 from edgediff.run import ROLES, Run
@@ -117,7 +118,7 @@ def _without_finished(stages: Sequence[StagePlan], run: Run, recipe: Recipe) -> 
 def _pruned(run: Run, recipe: Recipe, fingerprint: Callable[[Path], str]) -> bool:
     """Tell whether the pruned model in a folder is of this recipe and of the teacher as it is now."""
     known = {"teacher": fingerprint(roles.folder(run, recipe, "teacher"))}
-    return claims(run.pruned, stage="prune", config=pruning_config(recipe), known=known)
+    return claims(run.pruned, stage="prune", config=pruning_config(recipe), known=known, aside=PLACES)
 
 
 def _distilled(run: Run, recipe: Recipe, fingerprint: Callable[[Path], str]) -> bool:
@@ -191,8 +192,8 @@ def _adjustable(run: Run, made_by: Recipe, *, longer: bool) -> set[str]:
         training -= set(OF_STEPS)  # no step is left that these could be settings of
     if (made or taken) and any(assistant.steps is None for assistant in made_by.distill.assistants):
         training -= {"steps"}  # the teachers would be trained on, and be others
-    watching = {f"distill.{name}" for name in DISTILL_WATCHING}
-    return {"distill.cache.folder", *watching, *(f"distill.training.{name}" for name in training)}
+    aside = {*(f"distill.{name}" for name in DISTILL_WATCHING), *PLACES}
+    return {"distill.cache.folder", *aside, *(f"distill.training.{name}" for name in training)}
 
 
 def check_targets(run: Run, recipe: Recipe) -> None:
@@ -204,9 +205,10 @@ def check_targets(run: Run, recipe: Recipe) -> None:
     absent = any(map(teacher.registered, settings.teachers or (recipe.teacher,)))
     if settings.remembered_targets and not settings.assistants and not absent:
         folders = roles.teaching(run, recipe)
-        hashes, schedule = list(map(model_folder.fingerprint, folders)), model_folder.noise_schedule(folders[0])
-        source = target_source(recipe, hashes, schedule)
-        check_source(Path(settings.cache.folder or run.targets), source)
+        hashes, schedules = (list(map(of, folders)) for of in (model_folder.fingerprint, model_folder.noise_schedule))
+        pruned_from = model_folder.noise_schedule(roles.folder(run, recipe, "teacher"))
+        own = settings.student_prediction or prediction_type(pruned_from)
+        check_source(Path(settings.cache.folder or run.targets), target_source(recipe, hashes, schedules, own))
 
 
 def claim(run: Run, recipe: Recipe) -> None:

@@ -31,9 +31,9 @@ from edgediff.families import Config, Family, Widths
 from edgediff.metrics.cost import model_cost, parameter_bytes
 from edgediff.output import QUIET
 from edgediff.pruning import check_learnable, foreseen_cut, forwards, widths_for_ratio, widths_in_order
-from edgediff.recipe import DistillConfig, EvaluateConfig, PruneConfig, Recipe, objective_words
+from edgediff.recipe import DataConfig, DistillConfig, EvaluateConfig, PruneConfig, Recipe, objective_words
 from edgediff.results import Plan, Search, StagePlan
-from edgediff.samples import random_captions
+from edgediff.samples import CLASSES, random_captions
 
 TRIAL_BATCH = 4
 BACKWARD = 2.0  # a backward pass costs about two forwards
@@ -122,17 +122,30 @@ def check_taught(recipe: Recipe, students: Sequence[Outline]) -> None:
     schedules = [model_folder.noise_schedule(folder) if folder else None for folder in folders]
     seen = zip(described, schedules, folders, strict=True)
     check_together(*(common(*model, scheduler, folder) for model, scheduler, folder in seen))
-    for asked in (recipe.distill.student_prediction, recipe.distill.kd_space):
-        check_student_prediction(schedules[0], asked)
-    for name in ("random_conditioning", "conditioning_dropout"):
-        if getattr(recipe.data, name) and not own[0].conditioning_names(own[1]):
-            raise BadInputError(f"data.{name}: the teacher is told nothing", "leave it out")
+    if schedules[0] is not None:
+        check_student_prediction(schedules[0], recipe.distill.student_prediction, recipe.distill.kd_space)
+    _check_told(recipe.data, *own)
     if not uses_features(recipe.distill):
         return
     first = others or [own]
     made = [(student.family, student.student_config) for student in students]
     for place, student in enumerate(made):
         feature_points(recipe.distill, [student, *roles.taught_by(recipe.distill, first, made[:place])])
+
+
+def _check_told(config: DataConfig, family: Family, of_teacher: Config) -> None:
+    """Raise BadInputError for conditions to be exchanged or dropped where none are, or nothing says so."""
+    told = family.conditioning_names(of_teacher)
+    for name in ("random_conditioning", "conditioning_dropout"):
+        if getattr(config, name) and not told:
+            raise BadInputError(f"data.{name}: the teacher is told nothing", "leave it out")
+    if config.conditioning_dropout and told == CLASSES:
+        try:
+            family.unconditional(of_teacher, 1)
+        except BadInputError as error:
+            raise BadInputError(
+                "data.conditioning_dropout: the teacher knows no label that stands for no class", "leave it out"
+            ) from error
 
 
 def _described(name: str) -> Model:

@@ -41,7 +41,7 @@ from edgediff.pruning import (
     widths_for_ratio,
     widths_in_order,
 )
-from edgediff.recipe import DepthConfig, PruneConfig, Recipe
+from edgediff.recipe import PLACES, DepthConfig, PruneConfig, Recipe
 from edgediff.results import Reached, Search
 from edgediff.run import Run
 
@@ -65,7 +65,7 @@ def prune(run: Run, recipe: Recipe, output: Output) -> Reached:
         measured = Path(settings.device) if settings.device else run.profile
         table = read_table(measured, loaded.model.config)
         inputs["profile"] = sha256(measured)
-    if up_to_date(run.pruned, stage="prune", config=config, inputs=inputs):
+    if up_to_date(run.pruned, stage="prune", config=config, inputs=inputs, aside=PLACES):
         reached = Reached.model_validate(read_json(run.pruned / "manifest.json")["reached"])
         output.stage("prune", f"up to date: {_sentence(reached)}")
         return reached

@@ -94,6 +94,9 @@ class DataConfig(Config):
         return self
 
 
+PLACES = ("data.folder", "data.encoded")  # where things lie, while hashes say what they are
+
+
 class TrainingConfig(Config):
     """Steps, optimiser (AdamW), schedules and seed of one training, shared by teachers and students."""
 
@@ -344,10 +347,10 @@ class DistillConfig(Config):
     kd_space: PredictionType | None = None  # where predictions are compared; None: the student's own
     # Of the teacher's x0, where it is converted through x0: held to the range of images, or to its own quantile.
     x0_threshold: Literal["none", "clip", "dynamic"] = "clip"
-    # How much a timestep counts: alike where predictions are compared, by min(SNR, 5) or max(SNR, 1) of the x0 error, as
-    # if drawn evenly in the angle from data to noise, or divided by what its loss was so far.
+    # How much a timestep counts: alike where predictions are compared, by min(SNR, 5) or max(SNR, 1) of the x0 error,
+    # as if drawn evenly in the angle from data to noise, or divided by what its loss was so far.
     timestep_weighting: Literal["uniform", "min_snr", "snr_truncated", "angular", "normalised"] = "uniform"
-    gradient_norms_every: int = Field(100, ge=0)  # steps between two logs of every term's gradient norm; 0: never
+    gradient_norms_every: int = Field(100, ge=0)  # steps between two logs of every term's gradient norm; 0, fp16: never
     cache: CacheConfig = CacheConfig()
     training: TrainingConfig = TrainingConfig()
 
@@ -375,6 +378,8 @@ class DistillConfig(Config):
         ratios = [assistant.ratio for assistant in self.assistants]
         if any(before >= after for before, after in itertools.pairwise(ratios)):
             raise ValueError(f"assistants fall in size, so their ratios must rise: {', '.join(map(str, ratios))}")
+        if ratios and not self.kd:
+            raise ValueError("assistants teach the student, and kd is none: leave them out, or choose a kd")
         if self.guidance == "dense" and not ratios:
             raise ValueError("guidance: dense is by assistants too, and there are none: add some, or leave it out")
         return self

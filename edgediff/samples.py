@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -45,7 +45,15 @@ class Samples:
         return len(self.images)
 
     def batch(self, indices: Tensor) -> Tensor:
-        """Return the samples (B, C, H, W) float32 of `indices` (B,)."""
+        """Return the samples (B, C, H, W) float32 of `indices` (B,); of latents the modes."""
+        return self.images.batch(indices)
+
+    def drawn(self, indices: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Return samples (B, C, H, W) float32 to learn from: of latents, whose autoencoder tells a distribution, one
+        that a seed decides, as published trainings do; pixels are what they are.
+        """
+        if isinstance(self.images, LatentImages):
+            return self.images.drawn(indices, seeds)
         return self.images.batch(indices)
 
     def conditioning(self, indices: Tensor) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from edgediff.data.order import evenly, visited
 from edgediff.diffusers_config import from_config
 from edgediff.metrics.paired import psnr, ssim
 from edgediff.output import Output
-from edgediff.recipe import WATCHING, AutoencoderRecipe
+from edgediff.recipe import PLACES, WATCHING, AutoencoderRecipe
 from edgediff.training import checkpoint, processes
 from edgediff.training.loop import LOG_NAME, train
 
@@ -79,7 +79,7 @@ def train_autoencoder(recipe: AutoencoderRecipe, out: Path, output: Output, *, r
         test = data.load(recipe.data, "test", shape=shape, output=output)
         inputs = {"images": images.sha256}
     described = recipe.model_dump(mode="json")
-    aside = [f"training.{name}" for name in WATCHING]
+    aside = [*(f"training.{name}" for name in WATCHING), *PLACES]
     if up_to_date(folder, stage="autoencoder", config=described, inputs=inputs, aside=aside):
         output.stage("autoencoder", f"up to date: `{folder}`")
         return folder

@@ -22,7 +22,7 @@ from edgediff.families import Family
 from edgediff.losses import diffusion
 from edgediff.model_folder import Loaded
 from edgediff.output import Output
-from edgediff.recipe import WATCHING, TeacherRecipe
+from edgediff.recipe import PLACES, WATCHING, TeacherRecipe
 from edgediff.skeleton import lay_out
 from edgediff.teacher_card import write_card
 from edgediff.training import checkpoint, processes
@@ -77,7 +77,7 @@ def train_teacher(recipe: TeacherRecipe, out: Path, output: Output, *, resume: b
         text = _learned_text(recipe, untrained, output)
         images = samples.learned(recipe.data, "train", untrained, encoded, output, text)
     inputs, config = {"images": images.sha256}, recipe.model_dump(mode="json")
-    aside = [f"training.{name}" for name in WATCHING]
+    aside = [*(f"training.{name}" for name in WATCHING), *PLACES]
     if up_to_date(folder, stage="teacher", config=config, inputs=inputs, aside=aside):
         output.stage("teacher", f"up to date: `{folder}`")
         return folder

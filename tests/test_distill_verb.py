@@ -16,7 +16,7 @@ from diffusers import DDPMPipeline, DDPMScheduler
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from edgediff import data, model_folder
+from edgediff import model_folder, samples
 from edgediff.artifacts import read_json, sha256, write_json, write_text
 from edgediff.distill import distill, target_source, taught_batches
 from edgediff.distillation.objective import Distillation
@@ -151,7 +151,7 @@ def test_without_a_teacher_the_seed_is_the_trainings_whatever_the_cache(pruned, 
     for seed in (0, 1):
         settings = {"kd": "none", "cache": {"targets": 8}, "training": {"seed": seed}}
         recipe = small_recipe(distill=settings)
-        images = data.load(recipe.data, "train", shape=(1, 28, 28))
+        images = samples.learned(recipe.data, "train", student, tmp_path, quiet)
         batches = taught_batches(student, [student], images, recipe, tmp_path, quiet.say)
         noise.append(batches(0, positions).sample)
     assert not torch.equal(*noise)
@@ -168,6 +168,8 @@ def test_the_cache_of_another_precision_is_refused(pruned, small_recipe, quiet, 
     distill(pruned, small_recipe(distill={"cache": cache, **SHORT}), quiet)
     shutil.rmtree(pruned.checkpoints)
     half = {"cache": cache, "training": {**SHORT["training"], "precision": "bf16"}}
+    with pytest.raises(BadInputError, match="another precision"):  # before any work
+        check_targets(Run(tmp_path / "other"), small_recipe(distill=half))
     with pytest.raises(BadInputError, match="another precision"):
         distill(pruned, small_recipe(distill=half), quiet)
     of_another_seed = small_recipe(distill={"cache": {**cache, "seed": 1}, **SHORT})
@@ -175,14 +177,20 @@ def test_the_cache_of_another_precision_is_refused(pruned, small_recipe, quiet, 
         check_targets(Run(tmp_path / "other"), of_another_seed)
 
 
-def test_whose_targets_a_cache_holds_does_not_hang_on_the_order_of_defaults(small_recipe):
-    """What an older config lacks, diffusers lists in another order in every process."""
-    scheduler = DDPMScheduler.from_config({"beta_end": 0.012})
-    lacking = scheduler.config["_use_default_values"]
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({"variance_type": "fixed_large"}, True),  # of the sampler
+        ({"a_key_of_a_later_diffusers": 1}, True),
+        ({"beta_end": 0.03}, False),
+        ({"prediction_type": "sample"}, False),
+    ],
+)
+def test_whose_targets_a_cache_holds_hangs_on_the_noise_alone(small_recipe, change, same):
     recipe = small_recipe(distill={"cache": {"targets": 6}})
-    found = target_source(recipe, ["a"], scheduler)
-    scheduler.register_to_config(_use_default_values=lacking[::-1])
-    assert len(lacking) > 1 and target_source(recipe, ["a"], scheduler) == found
+    one, other = (DDPMScheduler.from_config({"beta_end": 0.012, **more}) for more in ({}, change))
+    described = (target_source(recipe, ["a"], [of], "epsilon")["scheduler"] for of in (one, other))
+    assert len(set(described)) == (1 if same else 2)
 
 
 def test_settings_of_steps_change_nothing_once_all_steps_are_taken(pruned, small_recipe, quiet):
@@ -219,12 +227,30 @@ def test_a_step_that_memory_does_not_hold_is_one_sentence(pruned, small_recipe, 
     assert distill(pruned, smaller, quiet, resume=True).steps == 4
 
 
+def test_models_that_memory_does_not_hold_are_one_sentence(pruned, small_recipe, quiet, monkeypatch):
+    monkeypatch.setattr(Distillation, "to", lambda self, device: torch.empty(2**50))
+    with pytest.raises(StageFailedError, match="memory does not hold the student and its teachers"):
+        distill(pruned, small_recipe(distill=SHORT), quiet)
+
+
 def test_a_finished_student_is_not_trained_again(pruned, small_recipe, quiet):
     recipe = small_recipe(distill=SHORT)
     first = distill(pruned, recipe, quiet)
     written = (pruned.student / "manifest.json").stat().st_mtime_ns
     assert distill(pruned, recipe, quiet) == first
     assert (pruned.student / "manifest.json").stat().st_mtime_ns == written
+
+
+def test_where_data_and_what_is_encoded_of_them_lie_decides_nothing(pruned, small_recipe, quiet, tmp_path):
+    recipe = small_recipe(distill=SHORT)
+    write_text(pruned.recipe, dump(recipe))
+    first = distill(pruned, recipe, quiet)
+    moved = small_recipe(distill=SHORT, data={**recipe.data.model_dump(), "encoded": str(tmp_path / "elsewhere")})
+    written = [(pruned.path / of / "manifest.json").stat().st_mtime_ns for of in ("pruned", "student")]
+    refuse_other_recipe(pruned, moved)
+    prune(pruned, moved, quiet)
+    assert distill(pruned, moved, quiet) == first
+    assert [(pruned.path / of / "manifest.json").stat().st_mtime_ns for of in ("pruned", "student")] == written
 
 
 WATCHED = {"gradient_norms_every": 7, "training": {**SHORT["training"], "checkpoint_every": 1, "trackers": []}}

@@ -150,6 +150,7 @@ def test_configs_that_are_no_objects(folder, content):
         ({"prediction_type": "flow_prediction"}, "flow_prediction hint: supported: epsilon"),
         ({"beta_schedule": "wavy"}, "wavy"),
         ({"num_train_timesteps": "many"}, "scheduler_config.json"),
+        ({"_class_name": "EDMDPMSolverMultistepScheduler"}, "EDMDPMSolverMultistepScheduler knows no betas"),
     ],
 )
 def test_a_scheduler_that_cannot_be_used(folder, change, said):
@@ -164,6 +165,17 @@ def test_the_scheduler_of_a_sampler_is_the_same_noise_schedule(folder):
     path.write_text(json.dumps(config))
     scheduler = model_folder.load(folder).scheduler
     assert (scheduler.config.num_train_timesteps, scheduler.config.prediction_type) == (500, "v_prediction")
+
+
+def test_latents_are_not_clipped_where_their_sampler_says_nothing_of_it(folder):
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({"_class_name": "PNDMScheduler"}))
+    assert model_folder.load(folder).scheduler.config.clip_sample  # of pixels
+    (folder / "vae").mkdir()
+    (folder / "vae" / "config.json").write_text("{}")
+    assert not model_folder.load(folder).scheduler.config.clip_sample
+    path.write_text(json.dumps({"_class_name": "DDIMScheduler", "clip_sample": True}))
+    assert model_folder.load(folder).scheduler.config.clip_sample  # as it was trained to be drawn from
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, "unet/config.json", "scheduler/scheduler_config.json"])

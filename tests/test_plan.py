@@ -1,9 +1,10 @@
 """The verb `plan`: every stage of a run is named, with what makes it long."""
 
 import pytest
+from diffusers import DDPMScheduler, UNet2DModel
 from small_unet import SMALL_UNET
 
-from edgediff import pipeline, registry
+from edgediff import model_folder, pipeline, registry, teacher
 from edgediff import plan as plans
 from edgediff.errors import BadInputError
 from edgediff.metrics.cost import model_cost
@@ -15,8 +16,12 @@ from edgediff.run import Run
 PACKAGED = {"name": "fashion-mnist-20k"}  # 20,000 images to train on, 10,000 to test with
 
 
+def recipe_of(**values):
+    return check({"data": PACKAGED, "prune": {"ratio": 0.5}, **values}, Recipe)
+
+
 def planned(**values):
-    found = plan(check({"data": PACKAGED, "prune": {"ratio": 0.5}, **values}, Recipe))
+    found = plan(recipe_of(**values))
     return {stage.stage: stage for stage in found.stages}
 
 
@@ -135,3 +140,21 @@ def test_a_flow_model_s_student_predicts_nothing_but_velocity():
         planned(teacher="fashion-mmdit", distill={"kd": "angular"})
     with pytest.raises(BadInputError, match="flow's velocity and nothing else"):
         planned(teacher="fashion-mmdit", distill={"kd_space": "epsilon"})
+
+
+def test_where_the_last_timestep_is_noise_alone_a_student_may_be_compared_in_epsilon_but_not_predict_it(tmp_path):
+    loaded = model_folder.load(teacher.resolve("fashion-ddpm").folder)
+    scheduler = DDPMScheduler.from_config(
+        loaded.scheduler.config, rescale_betas_zero_snr=True, prediction_type="v_prediction"
+    )
+    model_folder.save(tmp_path / "to noise", loaded.model, scheduler)
+    outlines(recipe_of(teacher=str(tmp_path / "to noise"), distill={"kd_space": "epsilon"}))
+    with pytest.raises(BadInputError, match="cannot predict epsilon here"):
+        outlines(recipe_of(teacher=str(tmp_path / "to noise"), distill={"student_prediction": "epsilon"}))
+
+
+def test_conditioning_that_nothing_can_replace_is_not_dropped(tmp_path):
+    config = {**model_folder.load(teacher.resolve("fashion-ddpm").folder).model.config, "num_class_embeds": 10}
+    model_folder.save(tmp_path / "classes", UNet2DModel.from_config(config), DDPMScheduler())
+    with pytest.raises(BadInputError, match=r"data\.conditioning_dropout: the teacher knows no label"):
+        outlines(recipe_of(teacher=str(tmp_path / "classes"), data={**PACKAGED, "conditioning_dropout": 0.1}))

@@ -28,12 +28,22 @@ def prediction_type(scheduler: Any) -> str:
     return FLOW if is_flow(scheduler) else scheduler.config.prediction_type
 
 
-def check_student_prediction(scheduler: Any, asked: str | None) -> None:
-    """Raise BadInputError where a student of this scheduler cannot predict what is asked for; None: what it says."""
-    if asked is not None and is_flow(scheduler):
+def check_student_prediction(scheduler: Any, asked: str | None, space: str | None) -> None:
+    """Find out whether a student of this scheduler can predict what is asked for, and be compared in a space.
+
+    Args: None: what the scheduler says.
+    Raises: BadInputError.
+    """
+    if is_flow(scheduler):
+        if (asked, space) != (None, None):
+            raise BadInputError(
+                "a flow-matching student predicts the flow's velocity and nothing else",
+                "leave `student_prediction` and `kd_space` out, and `kd angular`, which sets one",
+            )
+    elif asked == "epsilon" and scheduler.alphas_cumprod[-1] == 0:
         raise BadInputError(
-            "a flow-matching student predicts the flow's velocity and nothing else",
-            "leave `student_prediction` and `kd_space` out, and `kd angular`, which sets one",
+            "a student cannot predict epsilon here: of the noisiest timestep, noise alone, it says nothing",
+            "choose `student_prediction: v_prediction`, or leave it out",
         )
 
 
@@ -67,6 +77,13 @@ def add_noise(scheduler: Any, x0: Tensor, noise: Tensor, timestep: Tensor) -> Te
         a, s = coefficients(scheduler, timestep, x0)
         return a * x0 + s * noise
     return scheduler.add_noise(x0, noise, timestep)
+
+
+def described(scheduler: Any) -> list[Any]:
+    """Return what noised samples and predictions mean under a scheduler, as JSON, without its sampler's settings."""
+    if is_flow(scheduler):
+        return [FLOW, scheduler.config.num_train_timesteps]
+    return [scheduler.config.prediction_type, scheduler.alphas_cumprod.tolist()]
 
 
 def same(one: Any, other: Any) -> bool:

@@ -181,13 +181,19 @@ class TargetCache:
             self._stop_growing(error)
 
     def _compute(self, entries: Tensor, batch: NoisedBatch) -> list[list[np.ndarray]]:
-        """Run the teacher on a batch; return its rows as halves."""
+        """Run the teacher on a batch; return its rows as halves.
+
+        Raises: StageFailedError for an answer that is not finite, which would stay in the cache for every training.
+        """
         began = time.perf_counter()
         targets = self.live(entries, batch)
-        halves = [
-            maps.clamp(-LARGEST_HALF, LARGEST_HALF).half().cpu().numpy()
-            for maps in (targets.prediction, *targets.features)
-        ]
+        found = (targets.prediction, *targets.features)
+        if not all(bool(maps.isfinite().all()) for maps in found):
+            raise StageFailedError(
+                f"the teacher's answer is not finite at step {batch.step + 1}, and was not kept",
+                "check its weights and try `distill.training.precision=fp32`; the student's state is as it was saved",
+            )
+        halves = [maps.clamp(-LARGEST_HALF, LARGEST_HALF).half().cpu().numpy() for maps in found]
         self.live_seconds += time.perf_counter() - began
         self.misses += len(entries)
         return [[maps[place] for maps in halves] for place in range(len(entries))]

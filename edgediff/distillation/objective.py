@@ -73,7 +73,8 @@ class Distillation(nn.Module):
         total = torch.stack(list(terms.values())).sum(0)
         if config.timestep_weighting == "normalised":
             total = self.normalisation(total, batch.timestep - schedule.cleanest(self.scheduler))
-        if config.gradient_norms_every and batch.step % config.gradient_norms_every == 0 and self.training:
+        every = 0 if config.training.precision == "fp16" else config.gradient_norms_every  # unscaled ones vanish in it
+        if every and batch.step % every == 0 and self.training:
             quantities |= self._gradient_norms(terms)
         return total.mean(), {**{name: value.detach().mean() for name, value in terms.items()}, **quantities}
 

@@ -10,6 +10,8 @@ from edgediff.artifacts import digest
 from edgediff.data.conditioned import Conditions, check_same_number
 from edgediff.encoding.latents import LatentCache
 
+LEARNED_FROM = "samples"  # their modes before: another training under the same recipe
+
 
 class LatentImages:
     """`Images` of a latent model: its x0 are latents."""
@@ -30,8 +32,8 @@ class LatentImages:
 
     @property
     def sha256(self) -> str:
-        """Digest of the latents and of what is told of them."""
-        return digest([self.latents.sha256, self.conditions.sha256 if self.conditions else None])
+        """Digest of the latents, of how they are learned from, and of what is told of them."""
+        return digest([self.latents.sha256, LEARNED_FROM, self.conditions.sha256 if self.conditions else None])
 
     @property
     def shape(self) -> tuple[int, int, int]:

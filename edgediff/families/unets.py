@@ -49,6 +49,12 @@ class UNet(Family):
         for key, value in self.required.items():
             if config[key] != value:
                 raise BadInputError(f"width pruning does not support {key}: {config[key]}", f"it needs {value}")
+        if config["out_channels"] != config["in_channels"]:
+            raise BadInputError(
+                f"the model reads {config['in_channels']} channels and predicts {config['out_channels']}: a learned "
+                "variance, or an image beside the noised one",
+                "U-Nets that predict the noise of all channels they read are supported",
+            )
         self._check_blocks(config)
         return {f"down_blocks.{i}": width for i, width in enumerate(config["block_out_channels"])}
 

@@ -17,6 +17,7 @@ from edgediff.training.draws import draws
 
 # Which entries are told nothing, which are told of another image, and of which; shares are counted in PARTS.
 DROPPED_STREAM, EXCHANGED_STREAM, OTHERS_STREAM, PARTS = 2**36, 2**37, 2**38, 10_000
+LATENT_STREAM = 2**39  # which sample of an image's latents
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class Noising:
             num_train_timesteps=self.scheduler.config.num_train_timesteps,
             seed=self.seed,
         )
-        x0 = self.samples.batch(drawn.image).to(self.device)
+        seeds = [mixed(self.seed, LATENT_STREAM + entry) for entry in entries.tolist()]
+        x0 = self.samples.drawn(drawn.image, seeds).to(self.device)
         noise = drawn.noise(tuple(x0.shape[1:])).to(self.device)
         timestep = (drawn.timestep + schedule.cleanest(self.scheduler)).to(self.device)
         told, exchanged = self._told(entries, drawn.image)

@@ -33,7 +33,7 @@ from edgediff.training import checkpoint, processes
 from edgediff.training.ema import EMA
 from edgediff.training.facts import starting_facts
 from edgediff.training.log import open_log
-from edgediff.training.memory import naming_full_memory
+from edgediff.training.memory import naming_full_memory, of_a_step
 from edgediff.training.networks import running_as
 from edgediff.training.precision import attention_kernel, autocast, check_precision, settled
 from edgediff.training.sharding import copy_buffers, whole
@@ -150,7 +150,7 @@ def train(
         trained.train()
         stack.enter_context(running_as(trained, config))
         stack.enter_context(attention_kernel(config.precision, device))
-        stack.enter_context(naming_full_memory(config))
+        stack.enter_context(naming_full_memory(*of_a_step(config)))
         optimizer = _optimizer(trained, config)
         network, _ = accelerator.prepare(trained, optimizer)
         ema = EMA(trained, config.ema_decay)

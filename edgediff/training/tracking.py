@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from edgediff.errors import MissingExtraError
+from edgediff.errors import BadInputError, MissingExtraError
 from edgediff.training.log import Line
 
 PROJECT = "edgediff"
@@ -30,6 +30,7 @@ def tracking(names: Sequence[str], folder: Path, facts: Mapping[str, Any]) -> It
     Args: names: `tensorboard`, whose event files go to `folder/tensorboard`, and `wandb`.
           facts: those with which the training begins (`facts.starting_facts`). What an interrupted one showed beyond
           its finished steps TensorBoard takes back; W&B keeps it and leaves out what is shown of these steps again.
+    Raises: BadInputError when W&B cannot be reached.
     """
     started = {"tensorboard": _tensorboard, "wandb": _wandb}
     trackers = [started[name](folder, facts) for name in names]
@@ -75,6 +76,12 @@ def _wandb(folder: Path, facts: Mapping[str, Any]) -> Any:
     tracker = WandBTracker(
         PROJECT, id=facts["run"], resume="allow", name=f"{name}-{facts['run'][:6]}", group=name, dir=str(folder)
     )
-    tracker.start()
+    try:
+        tracker.start()
+    except Exception as error:  # wandb's own, of any kind: no login, no network, no permission
+        raise BadInputError(
+            f"Weights & Biases cannot start: {' '.join(str(error).split())}",
+            "`wandb login`, or `WANDB_MODE=offline`, or leave it out: `distill.training.trackers=[tensorboard]`",
+        ) from error
     tracker.store_init_configuration({**facts["identity"], "settings": facts["settings"][-1]})
     return tracker

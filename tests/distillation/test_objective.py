@@ -16,7 +16,8 @@ from edgediff.errors import BadInputError
 from edgediff.families import Family
 from edgediff.families.unet2d import UNet2D
 from edgediff.pruning import prune_depth, published_cut, widths_for_ratio
-from edgediff.recipe import KD_LOSSES, PREDICTION_LOSSES, DataConfig, DistillConfig
+from edgediff.recipe import KD_LOSSES, PREDICTION_LOSSES, DataConfig, DistillConfig, TrainingConfig
+from edgediff.samples import Samples
 from edgediff.training.batches import NoisedBatch, Noising
 
 
@@ -46,7 +47,9 @@ def batch_of(teacher):
     images = data.load(DataConfig(name="fashion-mnist-20k"), "train", shape=(1, 28, 28))
 
     def make(config, step=0):
-        noising = Noising(images, teacher.scheduler, DataConfig(), seed=0, device=torch.device("cpu"))
+        noising = Noising(
+            Samples(images, lambda count: {}), teacher.scheduler, DataConfig(), seed=0, device=torch.device("cpu")
+        )
         points = feature_points(config, [(teacher.family, teacher.model.config)])
         live = LiveTeacher([teacher], points) if config.kd else None
         return TaughtBatches(noising, live)(step, torch.arange(6))
@@ -224,6 +227,8 @@ def test_gradient_norms_are_those_of_each_term(teacher, student_of, batch_of):
     objective = Distillation(student_of(), [teacher], config).train()
     _, values = objective(batch_of(config, step=2))
     assert "grad_norm.diffusion" not in objective(batch_of(config, step=1))[1]
+    halves = config.model_copy(update={"training": TrainingConfig(precision="fp16")})  # in which they vanish
+    assert "grad_norm.diffusion" not in Distillation(student_of(), [teacher], halves).train()(batch_of(config, 2))[1]
     for name, only in (("diffusion", {"kd": "none"}), ("output", {"diffusion_weight": 0})):
         alone = Distillation(student_of(), [teacher], DistillConfig(**{"kd": "output", **only}))
         loss, _ = alone(batch_of(config, step=2))

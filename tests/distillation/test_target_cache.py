@@ -17,8 +17,9 @@ from edgediff.data.shards import Shard
 from edgediff.distillation import cache
 from edgediff.distillation.cache import SHARD_BYTES, TargetCache
 from edgediff.distillation.targets import LiveTeacher, TaughtBatches
-from edgediff.errors import BadInputError
+from edgediff.errors import BadInputError, StageFailedError
 from edgediff.recipe import DataConfig
+from edgediff.samples import Samples
 from edgediff.training.batches import Noising
 
 COUNT, BATCH = 24, 8
@@ -55,7 +56,9 @@ def opened(loaded, images, tmp_path):
         tell = (lambda text: None) if said is None else said.append
         settings = {"targets": COUNT, "seed": 3, "identity": IDENTITY, "tell": tell, **changes}
         teaching = TargetCache(live, folder, **settings)
-        noising = Noising(images, DDPMScheduler(), DataConfig(), seed=0, device=torch.device("cpu"))
+        noising = Noising(
+            Samples(images, lambda count: {}), DDPMScheduler(), DataConfig(), seed=0, device=torch.device("cpu")
+        )
         return TaughtBatches(noising, teaching), live
 
     return open_cache
@@ -94,6 +97,24 @@ def test_what_a_target_costs_is_known_to_trainings_that_only_read(opened):
     warm, _ = opened()
     steps(warm, 3)
     assert report(warm)["teacher_seconds_saved"] == pytest.approx(COUNT * cost)
+
+
+@pytest.mark.parametrize("strange", [float("nan"), float("inf")])
+def test_an_answer_that_is_not_finite_is_the_teachers_fault_and_not_kept(opened, strange, monkeypatch):
+    batches, _ = opened()
+    steps(batches, 1)
+    intact = CountingTeacher.__call__
+
+    def overflowing(self, entries, batch):
+        said = intact(self, entries, batch)
+        said.prediction[3, 0, 0, 0] = strange
+        return said
+
+    monkeypatch.setattr(CountingTeacher, "__call__", overflowing)
+    with pytest.raises(StageFailedError, match="teacher's answer is not finite at step 2"):
+        steps(batches, 2)
+    monkeypatch.setattr(CountingTeacher, "__call__", intact)
+    assert all(batch.targets.prediction.isfinite().all() for batch in steps(batches, 3))
 
 
 def test_targets_are_the_teachers_in_half_precision(opened, loaded):

@@ -5,14 +5,19 @@ import shutil
 import diffusers
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from small_pipelines import LATENTS
 
 from edgediff.data.conditioned import ClassLabels
+from edgediff.data.order import visited
 from edgediff.encoding import latents, prompts
 from edgediff.encoding.images import LatentImages
 from edgediff.encoding.latents import LatentCache
 from edgediff.encoding.prompts import PromptCache
 from edgediff.errors import BadInputError
+from edgediff.recipe import DataConfig
+from edgediff.samples import Samples
+from edgediff.training.batches import Noising
 
 ALL = torch.arange(20)
 COLOURS = ("red", "a red", "b", "red a")
@@ -98,6 +103,18 @@ def test_samples_of_the_latents_are_drawn_by_seed(encoded):
     drawn = images.drawn(indices, [1, 2, 1])
     assert torch.equal(drawn, images.latents.drawn(indices, [1, 2, 1]))
     assert not torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], images.batch(indices)[0])
+
+
+def test_a_training_sees_another_sample_of_a_latent_at_every_entry(encoded):
+    images = encoded()
+    found = Samples(images, images.conditions.unconditional)
+    noising = Noising(found, DDPMScheduler(), DataConfig(), seed=0, device=torch.device("cpu"))
+    shown = visited(torch.arange(40), count=20, seed=0)
+    twice = (shown == shown[0]).nonzero().flatten()
+    first, second = noising(0, twice).x0
+    (mode,) = images.batch(shown[:1])
+    assert len(twice) == 2 and not torch.equal(first, second) and not torch.equal(first, mode)
+    assert torch.equal(noising(7, twice.flip(0)).x0, torch.stack([second, first]))  # a function of the entry
 
 
 def test_latents_with_class_labels_or_with_nothing(encoded):

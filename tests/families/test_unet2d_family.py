@@ -69,6 +69,11 @@ def test_a_model_without_attention_needs_no_head_steps():
     assert tuple(UNET.granularity(teacher).values()) == (4, 4)
 
 
+def test_a_learned_variance_is_refused():
+    with pytest.raises(BadInputError, match="reads 1 channels and predicts 2"):
+        UNET.levels(config((32, 64), (), out_channels=2))
+
+
 def test_heads_that_do_not_fill_a_level_are_refused():
     with pytest.raises(BadInputError, match=r"down_blocks.1: 24, 64"):
         UNET.granularity(config((32, 64), (1,), attention_head_dim=24))

@@ -12,7 +12,7 @@ import pytest
 from small_training import CONFIG, IDENTITY, run
 from tensorboardX.proto.event_pb2 import Event
 
-from edgediff.errors import MissingExtraError
+from edgediff.errors import BadInputError, MissingExtraError
 from edgediff.training import tracking
 
 TRACKED = CONFIG.model_copy(update={"trackers": ("tensorboard",)})
@@ -93,6 +93,15 @@ def test_a_run_of_wandb_goes_on_when_its_training_does(tmp_path, wandb):
     first, second = wandb.started
     assert first == second and first["resume"] == "allow" and first["project"] == "edgediff"
     assert wandb.steps == list(range(1, 41))
+
+
+def test_a_wandb_that_cannot_start_is_one_sentence(tmp_path, wandb, monkeypatch):
+    def unreachable(**settings):
+        raise RuntimeError("api_key not configured\n(no-tty)")
+
+    monkeypatch.setattr(wandb, "init", unreachable)
+    with pytest.raises(BadInputError, match=r"cannot start: api_key not configured \(no-tty\)"):
+        run(tmp_path, config=ON_WANDB)
 
 
 def test_runs_of_wandb_have_a_name_and_an_id_of_their_own(tmp_path, wandb):
