@@ -57,7 +57,7 @@ Device = Annotated[
 Kd = Annotated[
     str | None,
     typer.Option(
-        help="What to learn from: place, lift, output, angular, feature=0.1, ... or several, with commas; none."
+        help="What to learn from: place, lift, output, angular, feature=0.01, ... or several, with commas; none."
     ),
 ]
 CacheTargets = Annotated[
@@ -96,7 +96,7 @@ def compress(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Prune, distill, export, build, time, score and report: the whole line over one run folder."""
+    """Prune, distill, export, build, time, score, diagnose and report: the whole line over one run folder."""
     with _speaking(json, quiet, together=True) as output:
         from edgediff import pipeline
         from edgediff.run import Run
@@ -130,7 +130,7 @@ def prune(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Start a run: cut a teacher to a student of fewer channels. The other stages go on from its folder."""
+    """Start a run: cut a teacher to a student of fewer channels or blocks. The other stages go on from its folder."""
     with _speaking(json, quiet) as output:
         from edgediff import pipeline
         from edgediff.compare_prunings import compare_prunings
@@ -312,10 +312,10 @@ def teachers(context: typer.Context, json: Json = False) -> None:
         from edgediff.teacher import listing
 
         rows = listing()
-        columns = ("name", "class_name", "params", "sample", "licence", "where")
+        columns = ("name", "params", "sample", "licence", "where")
         output.table(
             "teachers",
-            ["name", "class", "params", "sample", "licence", "where"],
+            list(columns),
             [[f"{row[key] / 1e6:,.2f}M" if key == "params" else row[key] for key in columns] for row in rows],
         )
         output.data({"teachers": rows})

@@ -5,41 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from edgediff import model_folder, roles, samples
-from edgediff.artifacts import (
-    atomic_folder,
-    claims,
-    content_hash,
-    digest,
-    read_json,
-    up_to_date,
-    without,
-    write_manifest,
-)
+from edgediff.artifacts import atomic_folder, claims, content_hash, read_json, up_to_date, write_manifest
 from edgediff.diffusion import schedule
 from edgediff.distillation.cache import TargetCache, check_source
+from edgediff.distillation.identity import WATCHING, converted, of_student, of_targets, of_training
 from edgediff.distillation.objective import Distillation
-from edgediff.distillation.targets import LiveTeacher, TaughtBatches, feature_points, uses_features, x0_threshold
+from edgediff.distillation.targets import LiveTeacher, TaughtBatches, feature_points, x0_threshold
 from edgediff.distillation.together import check_together, common
 from edgediff.model_folder import Loaded
 from edgediff.output import Output, number
-from edgediff.recipe import DISTILL_WATCHING, PLACES, DistillConfig, Recipe, loss_words, objective_words
+from edgediff.recipe import DistillConfig, Recipe, loss_words, objective_words
 from edgediff.results import TrainingSummary
 from edgediff.run import Run
 from edgediff.samples import Samples
 from edgediff.training import checkpoint, log, processes
-from edgediff.training.batches import TOLD, Noising
+from edgediff.training.batches import Noising
 from edgediff.training.loop import train, unreached_rate
 from edgediff.training.memory import naming_full_memory
 from edgediff.training.precision import check_precision, settled
 from edgediff.training.tracking import check_trackers
-
-SUM_OF_PLACES = "added up over places"  # a mean before: another objective under the same recipe
-WATCHING = (*(f"distill.{name}" for name in DISTILL_WATCHING), *PLACES)  # of `distillation_config`: decides nothing
 
 
 def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -> TrainingSummary:
@@ -60,15 +48,10 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
     torch.manual_seed(settings.seed)  # of the adapters
     objective = Distillation(small, teachers, recipe.distill)
     cache_folder = Path(recipe.distill.cache.folder or run.targets)
-    config = distillation_config(recipe)
+    config = of_student(recipe)
     models = {"teacher": "+".join(of.sha256 for of in teachers), "pruned": content_hash(source)}
     if not claims(run.student, stage="distill", config=config, known=models, aside=WATCHING):
-        # What can be refused is refused before images are encoded, which may take hours.
-        check_precision(settings.precision, device)
-        check_trackers(settings.trackers)
-        check_together(*(common(of.family, of.model.config, of.scheduler, of.folder) for of in (small, *teachers)))
-        if recipe.distill.remembered_targets:
-            check_source(cache_folder, _source(recipe, teachers, small))
+        _check_ahead(recipe, small, teachers, cache_folder)
     with processes.main_first():  # who indexes and hashes what the others then find
         images = samples.learned(recipe.data, "train", small, roles.encoded(run, recipe), output)
     inputs = {**models, "images": images.sha256}
@@ -96,11 +79,7 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
             settings,
             checkpoints=run.checkpoints,
             log=run.train_log,
-            identity={
-                "distill": without(config["distill"], ("training", *DISTILL_WATCHING)),
-                "data": recipe.data.model_dump(include=TOLD),
-                **inputs,
-            },
+            identity=of_training(recipe, inputs),
             resume=resume,
             on_step=lambda record: progress.advance(note=_note(record.values)),
             counts=cache.counts if cache else dict,
@@ -139,13 +118,14 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
     return summary
 
 
-def distillation_config(recipe: Recipe) -> dict[str, Any]:
-    """Return what of a recipe decides how the student comes out, and how its training is watched."""
-    # Of teachers and caches the inputs hold hashes: where they lie decides nothing.
-    own = recipe.distill.model_dump(mode="json", exclude={"teachers": True, "cache": {"folder"}})
-    if uses_features(recipe.distill):
-        own["feature_losses"] = SUM_OF_PLACES
-    return {"distill": own, "data": recipe.data.model_dump(mode="json")}
+def _check_ahead(recipe: Recipe, student: Loaded, teachers: Sequence[Loaded], cache_folder: Path) -> None:
+    """Refuse what can be refused before images are encoded, which may take hours."""
+    settings = recipe.distill.training
+    check_precision(settings.precision, processes.device())
+    check_trackers(settings.trackers)
+    check_together(*(common(of.family, of.model.config, of.scheduler, of.folder) for of in (student, *teachers)))
+    if recipe.distill.remembered_targets:
+        check_source(cache_folder, of_targets(recipe, teachers, student))
 
 
 def starting_student(pruned: Loaded, config: DistillConfig) -> Loaded:
@@ -180,43 +160,17 @@ def taught_batches(
         return TaughtBatches(noising, None)
     _, *points = feature_points(config, [(of.family, of.model.config) for of in (student, *teachers)])
     schedulers = [of.scheduler for of in teachers]
-    converted = _converted(config, schedulers, schedule.prediction_type(student.scheduler))
-    live = LiveTeacher(teachers, points, x0_threshold(teachers[0], config), full_precision=converted)
+    exact = converted(config, schedulers, schedule.prediction_type(student.scheduler))
+    live = LiveTeacher(teachers, points, x0_threshold(teachers[0], config), full_precision=exact)
     if not config.remembered_targets:
         return TaughtBatches(noising, live)
-    identity = {**_source(recipe, teachers, student), "images": images.sha256}
+    identity = {**of_targets(recipe, teachers, student), "images": images.sha256}
     if len(set(map(schedule.prediction_type, schedulers))) > 1:
         identity["x0 threshold"] = live.threshold
     cache = TargetCache(
         live, cache_folder, targets=config.cache.targets, seed=config.training.seed, identity=identity, tell=tell
     )
     return TaughtBatches(noising, cache)
-
-
-def _source(recipe: Recipe, teachers: Sequence[Loaded], student: Loaded) -> dict[str, str]:
-    of_student = schedule.prediction_type(student.scheduler)
-    return target_source(recipe, [of.sha256 for of in teachers], [of.scheduler for of in teachers], of_student)
-
-
-def target_source(recipe: Recipe, hashes: Sequence[str], schedulers: Sequence[Any], own: str) -> dict[str, str]:
-    """Return what targets in a cache depend on beside images: who says them, of which noise, and how exactly.
-
-    Args: hashes, schedulers: of every teacher; own: what the student predicts.
-    """
-    config = recipe.distill
-    exact = _converted(config, schedulers, own)
-    return {
-        "teacher": "+".join(hashes),
-        "scheduler": digest(schedule.described(schedulers[0])),
-        "told": digest([recipe.data.conditioning_dropout, recipe.data.random_conditioning]),
-        "seed": str(config.cache.seed),
-        "precision": "fp32" if exact else settled(config.training, processes.device()).precision,
-    }
-
-
-def _converted(config: DistillConfig, schedulers: Sequence[Any], own: str) -> bool:
-    """Tell whether what teachers say is converted before it is compared, which amplifies the rounding of halves."""
-    return {schedule.prediction_type(of) for of in schedulers} != {config.kd_space or own}
 
 
 def _note(values: dict[str, float]) -> str:

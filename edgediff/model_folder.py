@@ -185,7 +185,7 @@ def noise_schedule(folder: Path) -> Any:
             f"scheduler cannot be used: {config['_class_name']} knows no betas: `{path}`",
             "schedules of DDPM's kind and of flow matching are supported",
         )
-    if autoencoder(folder) and "clip_sample" not in config:
+    if not flow and autoencoder(folder) and "clip_sample" not in config:
         config["clip_sample"] = False  # DDPMScheduler's default would clip latents, which have no range
     try:
         scheduler = (FlowMatchEulerDiscreteScheduler if flow else DDPMScheduler).from_config(config)

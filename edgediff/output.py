@@ -20,6 +20,7 @@ from edgediff.errors import EdgeDiffError
 
 Mode = Literal["human", "json", "quiet"]
 FIGURE_STARTS = ("", "–", "-", *"0123456789")  # how a table's cell begins when it holds a number, or none
+SHORT = 12  # letters: a word that a narrow table does not break
 PLAIN_INTERVAL = 10.0  # seconds between progress lines where no bar can be drawn
 BAR_WIDTH = 20  # characters: with what stands beside it, it leaves most of a line of 80 to the note
 
@@ -62,9 +63,10 @@ class Output:
         table.show_header = any(columns)
         for index, column in enumerate(columns):
             figures = all(row[index][:1] in FIGURE_STARTS for row in rows)
-            table.add_column(
-                column, justify="right" if figures else "left", no_wrap=index == 0, overflow="fold"
-            )  # nothing is cut off
+            short = all(len(row[index]) <= SHORT and " " not in row[index] for row in rows)
+            table.add_column(  # nothing is cut off, and short words are not broken
+                column, justify="right" if figures else "left", no_wrap=index == 0 or short, overflow="fold"
+            )
         for row in rows:
             table.add_row(*(escape(cell) for cell in row))
         self.out.print(table)

@@ -16,8 +16,9 @@ from edgediff.build import build, check_buildable
 from edgediff.diagnose import diagnose
 from edgediff.diffusion.sampler import check_steps
 from edgediff.diffusion.schedule import prediction_type
-from edgediff.distill import WATCHING, distill, distillation_config, target_source
+from edgediff.distill import distill
 from edgediff.distillation.cache import check_source
+from edgediff.distillation.identity import WATCHING, of_student, target_source
 from edgediff.errors import BadInputError, MissingExtraError
 from edgediff.evaluate import evaluate
 from edgediff.export import export
@@ -130,7 +131,7 @@ def _distilled(run: Run, recipe: Recipe, fingerprint: Callable[[Path], str]) -> 
         "teacher": "+".join(map(fingerprint, teachers)),
         "pruned": content_hash(run.pruned),
     }
-    return claims(run.student, stage="distill", config=distillation_config(recipe), known=known, aside=WATCHING)
+    return claims(run.student, stage="distill", config=of_student(recipe), known=known, aside=WATCHING)
 
 
 def check_ahead(run: Run, recipe: Recipe, output: Output) -> None:

@@ -240,7 +240,7 @@ KD_SETTINGS: dict[str, dict[str, str]] = {  # what a preset sets beside its loss
 
 
 def parse_losses(value: Any) -> Any:
-    """Read distillation losses as name → weight: `place`, `output,feature=0.1`, a list of such, a preset, a mapping.
+    """Read distillation losses as name → weight: `place`, `output,feature=0.01`, a list of such, a preset, a mapping.
 
     Raises: ValueError for an unknown name, with the nearest one, for a name given twice, for `none` beside others, and
     for a weight that is no positive number.
@@ -277,7 +277,7 @@ def _weight(name: str, given: Any) -> float:
 
 
 def loss_words(losses: Mapping[str, float]) -> str:
-    """Word losses as `--kd` reads them: `place`, `output,feature=0.1`, `none`."""
+    """Word losses as `--kd` reads them: `place`, `output,feature=0.01`, `none`."""
     words = [name if weight == 1 else f"{name}={weight:g}" for name, weight in losses.items()]
     return ",".join(words) or "none"
 

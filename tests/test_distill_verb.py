@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 
 from edgediff import model_folder, samples
 from edgediff.artifacts import read_json, sha256, write_json, write_text
-from edgediff.distill import distill, target_source, taught_batches
+from edgediff.distill import distill, taught_batches
+from edgediff.distillation.identity import target_source
 from edgediff.distillation.objective import Distillation
 from edgediff.errors import BadInputError, StageFailedError
 from edgediff.pipeline import check_targets, refuse_other_recipe
