@@ -57,7 +57,7 @@ WORDS = {  # the first that fits: of a field, pydantic splits what these are mad
     float: "number",
     bool: "`true`, `false`",
 }
-BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most", "min_length": "not fewer than"}
+BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 
 
 def page() -> str:
@@ -129,7 +129,7 @@ def _values(field: FieldInfo) -> str:
 
 
 def _bounds(metadata: Iterable[Any]) -> list[str]:
-    """Word the limits of a number, or of the length of a list."""
+    """Word the limits of a number."""
     return [
         f"{word} {getattr(limit, name):g}"
         for limit in metadata

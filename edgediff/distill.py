@@ -38,8 +38,8 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
     Args: resume: continue from `run.checkpoints` where an earlier run was stopped or killed.
     Raises: BadInputError when there is nothing pruned yet, a training that is there and no `resume`, teachers that
     do not fit the student or each other, a precision that this device does not train in, or a target cache of another
-    teacher; MissingExtraError for a tracker; StageFailedError at a non-finite loss and for a step that memory does not
-    hold; InterruptedStageError on SIGINT.
+    teacher; MissingExtraError for a tracker; StageFailedError at a loss or a teacher's answer that is not finite, and
+    for models or a step that memory does not hold; InterruptedStageError on SIGINT.
     """
     settings, device = recipe.distill.training, processes.device()
     source = roles.folder(run, recipe, "pruned")
@@ -119,7 +119,7 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
 
 
 def _check_ahead(recipe: Recipe, student: Loaded, teachers: Sequence[Loaded], cache_folder: Path) -> None:
-    """Refuse what can be refused before images are encoded, which may take hours."""
+    """Raise what `distill` does where it can be known before images are encoded, which may take hours."""
     settings = recipe.distill.training
     check_precision(settings.precision, processes.device())
     check_trackers(settings.trackers)

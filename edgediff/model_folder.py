@@ -21,6 +21,7 @@ from torch import nn
 
 from edgediff import families
 from edgediff.artifacts import MANIFEST, digest, read_object, sha256, verify, write_json
+from edgediff.diffusion import schedule
 from edgediff.diffusion.noising import check_prediction_type
 from edgediff.encoding import parts
 from edgediff.errors import BadInputError, CorruptArtifactError
@@ -197,9 +198,12 @@ def noise_schedule(folder: Path) -> Any:
 
 
 def _of_betas(config: dict[str, Any]) -> bool:
-    """Tell whether a scheduler's config is of DDPM's kind, by what its class takes; so is one of no stock class."""
-    kind = getattr(diffusers, config.get("_class_name", ""), None)
-    return kind is None or "beta_start" in inspect.signature(kind).parameters
+    """Tell whether a scheduler's config is of DDPM's kind: by what it says, or by what its class would say."""
+    name = config.get("_class_name") or "DDPMScheduler"
+    kind = getattr(diffusers, name, None)
+    return bool(config.keys() & set(schedule.BETAS)) or (
+        kind is not None and "beta_start" in inspect.signature(kind).parameters
+    )
 
 
 def save(folder: Path, model: nn.Module, scheduler: Any, like: Path | None = None) -> None:

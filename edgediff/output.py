@@ -20,7 +20,7 @@ from edgediff.errors import EdgeDiffError
 
 Mode = Literal["human", "json", "quiet"]
 FIGURE_STARTS = ("", "–", "-", *"0123456789")  # how a table's cell begins when it holds a number, or none
-SHORT = 12  # letters: a word that a narrow table does not break
+SHORT, FOLDED, GAP = 12, 6, 3  # letters: a word not to be broken, a column that breaks them, between two columns
 PLAIN_INTERVAL = 10.0  # seconds between progress lines where no bar can be drawn
 BAR_WIDTH = 20  # characters: with what stands beside it, it leaves most of a line of 80 to the note
 
@@ -61,15 +61,34 @@ class Output:
             return
         table = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=SIMPLE_HEAD)
         table.show_header = any(columns)
+        whole = self._unbroken(columns, rows)
         for index, column in enumerate(columns):
             figures = all(row[index][:1] in FIGURE_STARTS for row in rows)
-            short = all(len(row[index]) <= SHORT and " " not in row[index] for row in rows)
-            table.add_column(  # nothing is cut off, and short words are not broken
-                column, justify="right" if figures else "left", no_wrap=index == 0 or short, overflow="fold"
-            )
+            table.add_column(
+                column, justify="right" if figures else "left", no_wrap=index in whole, overflow="fold"
+            )  # nothing is cut off
         for row in rows:
             table.add_row(*(escape(cell) for cell in row))
         self.out.print(table)
+
+    def _unbroken(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> set[int]:
+        """Return the columns that are not folded, for which there is room: the first, and those of short words.
+
+        Columns that are too many to be left whole would be cut off instead.
+        """
+        short, narrow = {0}, []  # how narrow a column may become beside those that are left whole
+        for index, column in enumerate(columns):
+            cells = [*column.split("\n"), *(row[index] for row in rows)]
+            widest = max(map(len, cells))
+            if index == 0 or (widest <= SHORT and not any(" " in row[index] for row in rows)):
+                short.add(index)
+                narrow.append(widest)
+            else:
+                narrow.append(min(SHORT, max(len(word) for cell in cells for word in cell.split() or [""])))
+        room = self.out.width - GAP * len(columns)
+        if sum(narrow) <= room:
+            return short
+        return {0} if narrow[0] + FOLDED * (len(columns) - 1) <= room else set()
 
     def data(self, value: Mapping[str, Any]) -> None:
         """Give the result as one JSON document on stdout, in `json` mode."""

@@ -203,7 +203,7 @@ def check_targets(run: Run, recipe: Recipe) -> None:
     Raises: BadInputError naming what differs.
     """
     settings = recipe.distill
-    absent = any(map(teacher.registered, settings.teachers or (recipe.teacher,)))
+    absent = any(map(teacher.registered, (recipe.teacher, *settings.teachers)))
     if settings.remembered_targets and not settings.assistants and not absent:
         folders = roles.teaching(run, recipe)
         hashes, schedules = (list(map(of, folders)) for of in (model_folder.fingerprint, model_folder.noise_schedule))

@@ -335,7 +335,7 @@ def _left_open(kd: Mapping[str, float]) -> str | None:
 class DistillConfig(Config):
     """What the student learns from (LIFT/PLACE; Han et al. 2026) and how it is trained."""
 
-    kd: Losses = {"place": 1.0}
+    kd: Losses = {"place": 1.0}  # what of student and teacher is compared; a list, or a mapping of names to weights
     diffusion_weight: float = Field(1.0, ge=0)  # of the loss against the data, beside the teacher's
     place: PlaceConfig = PlaceConfig()
     reduction: Literal["sum", "mean"] = "mean"  # over the elements of an image
@@ -378,8 +378,9 @@ class DistillConfig(Config):
         ratios = [assistant.ratio for assistant in self.assistants]
         if any(before >= after for before, after in itertools.pairwise(ratios)):
             raise ValueError(f"assistants fall in size, so their ratios must rise: {', '.join(map(str, ratios))}")
-        if ratios and not self.kd:
-            raise ValueError("assistants teach the student, and kd is none: leave them out, or choose a kd")
+        for name, some in (("assistants", ratios), ("teachers", self.teachers)):
+            if some and not self.kd:
+                raise ValueError(f"{name} teach the student, and kd is none: leave them out, or choose a kd")
         if self.guidance == "dense" and not ratios:
             raise ValueError("guidance: dense is by assistants too, and there are none: add some, or leave it out")
         return self
@@ -410,9 +411,10 @@ def objective_words(config: DistillConfig) -> str:
         words.append(config.student_prediction)
     if config.timestep_weighting != "uniform":
         words.append(f"{config.timestep_weighting} timesteps")
-    for some, word in ((config.teachers, "teacher"), (config.assistants, "teacher assistant")):
-        if some:
-            words.append(f"{len(some)} {word}{'s' if len(some) > 1 else ''}")
+    if len(config.teachers) > 1:
+        words.append(f"{len(config.teachers)} teachers")
+    if config.assistants:
+        words.append(f"{len(config.assistants)} teacher assistant{'s' if len(config.assistants) > 1 else ''}")
     return ", ".join(words)
 
 
@@ -420,7 +422,7 @@ class ExportConfig(Config):
     """The ONNX graph: its operator set, and how far it may be from PyTorch."""
 
     opset: int = Field(20, ge=18, le=23)  # from 20 on, GroupNorm stays one readable operator
-    batch_sizes: tuple[int, ...] = Field((1, 3, 16), min_length=1)  # of the parity check
+    batch_sizes: tuple[Annotated[int, Field(gt=0)], ...] = Field((1, 3, 16), min_length=1)  # of the parity check
     tolerance: float = Field(1e-3, gt=0)  # largest absolute difference
 
 
@@ -445,7 +447,7 @@ class BuildConfig(Config):
 class BenchmarkConfig(Config):
     """How latency is measured: rounds that visit every candidate once, so that a noisy machine hits all alike."""
 
-    batch_sizes: tuple[int, ...] = Field((1, 16), min_length=1)  # images of one forward
+    batch_sizes: tuple[Annotated[int, Field(gt=0)], ...] = Field((1, 16), min_length=1)  # images of one forward
     threads: int = Field(1, gt=0)  # of the CPU backends
     warmup_iterations: int = Field(3, ge=0)  # rounds before them
     iterations: int = Field(20, gt=1)  # rounds that count

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from edgediff import model_folder, samples
 from edgediff.artifacts import read_json, sha256, write_json, write_text
+from edgediff.data import fashion_mnist
 from edgediff.distill import distill, taught_batches
 from edgediff.distillation.identity import target_source
 from edgediff.distillation.objective import Distillation
@@ -243,10 +244,15 @@ def test_a_finished_student_is_not_trained_again(pruned, small_recipe, quiet):
 
 
 def test_where_data_and_what_is_encoded_of_them_lie_decides_nothing(pruned, small_recipe, quiet, tmp_path):
-    recipe = small_recipe(distill=SHORT)
+    by_images = {"ratio": 0.5, "importance": "taylor", "num_images": 2}
+    here = {"name": "fashion-mnist", "folder": str(fashion_mnist.packaged_folder())}
+    recipe = small_recipe(distill=SHORT, prune=by_images, data=here)
+    shutil.rmtree(pruned.pruned)
+    prune(pruned, recipe, quiet)
     write_text(pruned.recipe, dump(recipe))
     first = distill(pruned, recipe, quiet)
-    moved = small_recipe(distill=SHORT, data={**recipe.data.model_dump(), "encoded": str(tmp_path / "elsewhere")})
+    there = {"encoded": str(tmp_path / "encoded"), "folder": str(shutil.copytree(here["folder"], tmp_path / "there"))}
+    moved = small_recipe(distill=SHORT, prune=by_images, data={**here, **there})
     written = [(pruned.path / of / "manifest.json").stat().st_mtime_ns for of in ("pruned", "student")]
     refuse_other_recipe(pruned, moved)
     prune(pruned, moved, quiet)

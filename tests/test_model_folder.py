@@ -150,7 +150,6 @@ def test_configs_that_are_no_objects(folder, content):
         ({"prediction_type": "flow_prediction"}, "flow_prediction hint: supported: epsilon"),
         ({"beta_schedule": "wavy"}, "wavy"),
         ({"num_train_timesteps": "many"}, "scheduler_config.json"),
-        ({"_class_name": "EDMDPMSolverMultistepScheduler"}, "EDMDPMSolverMultistepScheduler knows no betas"),
     ],
 )
 def test_a_scheduler_that_cannot_be_used(folder, change, said):
@@ -165,6 +164,21 @@ def test_the_scheduler_of_a_sampler_is_the_same_noise_schedule(folder):
     path.write_text(json.dumps(config))
     scheduler = model_folder.load(folder).scheduler
     assert (scheduler.config.num_train_timesteps, scheduler.config.prediction_type) == (500, "v_prediction")
+
+
+@pytest.mark.parametrize("name", ["EDMDPMSolverMultistepScheduler", "ScoreSdeVpScheduler"])
+def test_a_schedule_that_knows_no_betas_is_refused(folder, name):
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({"_class_name": name, "num_train_timesteps": 1000, "sigma_min": 0.002}))
+    assert f"{name} knows no betas" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    "config", [{}, {"_class_name": "DPMSolverSDEScheduler", "beta_start": 0.001}, {"_class_name": "LCMScheduler"}]
+)
+def test_a_schedule_is_of_betas_by_its_config_or_by_its_class(folder, config):
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    assert model_folder.load(folder).scheduler.config.beta_start == config.get("beta_start", 0.0001)
 
 
 def test_latents_are_not_clipped_where_their_sampler_says_nothing_of_it(folder):

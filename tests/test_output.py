@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 
 import pytest
 
@@ -22,6 +23,20 @@ def test_human_gets_tables_on_stdout_and_talk_on_stderr(capsys):
     out, err = capsys.readouterr()
     assert "row [trt]" in out and "value" in out and "{" not in out
     assert "prune" in err and "remark with [brackets]" in err
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 120])
+def test_no_table_loses_a_letter_however_narrow_the_terminal(columns, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    names = ["row", "baseline", "limit", "this run", "verdict", "where it was"]
+    rows = [
+        ["step_p50_ms/student/onnxruntime/cpu/batch 16", "12.3", "16.25", "13.5", "ok", "a machine with a long name"],
+        ["frechet_distance/student", "1,334", "1,400", "1,412.25", "regressed", "here"],
+    ]
+    Output("human").table("check", names, rows)
+    shown = capsys.readouterr().out.replace("─", "")
+    asked = ["check", *names, *(cell for row in rows for cell in row)]
+    assert Counter("".join(shown.split())) == Counter("".join(asked).replace(" ", ""))
 
 
 def test_json_gets_one_document_on_stdout(capsys):

@@ -232,8 +232,8 @@ def test_assistants_fall_in_size(ratios, prune, found):
 
 def test_who_teaches_is_said_once_and_means_something():
     assert "there are none: add some" in message({**MINIMAL, "distill": {"guidance": "dense"}})
-    taught_by_nobody = {"kd": "none", "assistants": [{"ratio": 0.3}]}
-    assert "assistants teach the student, and kd is none" in message({**MINIMAL, "distill": taught_by_nobody})
+    for nobody in ({"assistants": [{"ratio": 0.3}]}, {"teachers": ["a"]}):
+        assert "teach the student, and kd is none" in message({**MINIMAL, "distill": {"kd": "none", **nobody}})
     assert "teachers: b is given twice" in message({**MINIMAL, "distill": {"teachers": ["a", "b", "b"]}})
 
 

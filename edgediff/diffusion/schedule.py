@@ -15,6 +15,7 @@ from torch import Tensor
 
 from edgediff.errors import BadInputError
 
+BETAS = ("beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")  # of a config
 FLOW = "flow_prediction"  # the velocity eps - x0 of a straight path
 
 
@@ -80,10 +81,13 @@ def add_noise(scheduler: Any, x0: Tensor, noise: Tensor, timestep: Tensor) -> Te
 
 
 def described(scheduler: Any) -> list[Any]:
-    """Return what noised samples and predictions mean under a scheduler, as JSON, without its sampler's settings."""
+    """Return what noised samples and predictions mean under a scheduler, as JSON, without its sampler's settings.
+
+    As its config says it: computed alphas differ in their last bit from one processor to the next.
+    """
     if is_flow(scheduler):
         return [FLOW, scheduler.config.num_train_timesteps]
-    return [scheduler.config.prediction_type, scheduler.alphas_cumprod.tolist()]
+    return [str(scheduler.config.get(key)) for key in ("prediction_type", "num_train_timesteps", *BETAS)]
 
 
 def same(one: Any, other: Any) -> bool:

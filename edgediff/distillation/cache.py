@@ -191,7 +191,7 @@ class TargetCache:
         if not all(bool(maps.isfinite().all()) for maps in found):
             raise StageFailedError(
                 f"the teacher's answer is not finite at step {batch.step + 1}, and was not kept",
-                "check its weights and try `distill.training.precision=fp32`; the student's state is as it was saved",
+                "check its weights, or train in fp32 (`distill.training.precision`), with another run and cache folder",
             )
         halves = [maps.clamp(-LARGEST_HALF, LARGEST_HALF).half().cpu().numpy() for maps in found]
         self.live_seconds += time.perf_counter() - began

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from edgediff import diagnostics, model_folder
 from edgediff.artifacts import MANIFEST, made, read_object
 from edgediff.output import number
-from edgediff.recipe import KD_LOSSES, TWO_PART_LOSSES, DistillConfig, Recipe, objective_words
+from edgediff.recipe import KD_LOSSES, TWO_PART_LOSSES, DistillConfig, PlaceConfig, Recipe, objective_words
 from edgediff.reporting import budgets, figures
 from edgediff.reporting.tables import class_accuracy_table
 from edgediff.reporting.usage import Usage, usage
@@ -92,7 +92,7 @@ def _pruned_is(config: DistillConfig) -> str:
 
 
 def _final(means: Mapping[str, float]) -> str:
-    """Word what the training ended with; its rate of learning, which only falls, says nothing."""
+    """Word what the training ended with, without its settings."""
     return ", ".join(
         f"{name.replace('_', ' ').replace('grad norm', 'gradient norm').replace('norm.', 'norm of ')} "
         f"{number(value) if abs(value) >= 0.001 else format(value, '.2g')}"
@@ -241,13 +241,10 @@ def _curves(log: Sequence[figures.LogLine], config: DistillConfig) -> list[dict[
         shown = {name: label for name, label in wanted.names.items() if any(name in line for line in log)}
         if not shown:
             continue
-        # Where one is measured now and then, all are shown at those steps: averages beside single steps mislead.
-        together = [line if shown.keys() <= line.keys() else {} for line in log]
-        lines = together if any(together) else log
-        values = {name: [line[name] for line in lines if name in line] for name in shown}
+        values = {name: [line[name] for line in log if name in line] for name in shown}
         logarithmic = wanted.logarithmic and all(min(of) > 0 for of in values.values())
         last = ", ".join(f"{label} {number(values[name][-1])}" for name, label in shown.items())
-        chart = figures.curves(lines, shown, logarithmic=logarithmic, target=wanted.target)
+        chart = figures.curves(log, shown, logarithmic=logarithmic, target=wanted.target)
         alt = f"{wanted.title} over {len(log):,} training steps; at the end {last}"
         found.append({"title": wanted.title, "note": wanted.note, "picture": _svg(chart, alt)})
     return found
@@ -267,15 +264,21 @@ def _logged(config: DistillConfig) -> list[Wanted]:
             logarithmic=True,
         ),
         Wanted(
-            "Gradient norms",
-            {"grad_norm": "total", **{f"grad_norm.{name}": name for name in names}},
-            f"Total: of all that is trained, before it is clipped at {config.training.grad_clip:g}; terms: with their "
-            "weights, of the student. Look for: none is ten times another, else its weight is too large.",
+            "Gradient norm",
+            {"grad_norm": "gradient norm"},
+            f"Of all that is trained, before it is clipped at {config.training.grad_clip:g}. Look for: it falls, and "
+            "peaks are rare.",
+            logarithmic=True,
+        ),
+        Wanted(
+            "Gradient norms of the terms",
+            {f"grad_norm.{name}": name for name in names},
+            "At single steps, with the terms' weights, of the student. Look for: none is ten times another, else its "
+            "weight is too large.",
             logarithmic=True,
         ),
     ]
     if set(kd) & set(TWO_PART_LOSSES):
-        adaptive = config.place.fine_weight == "adaptive" and config.place.terms == "both"
         wanted += [
             Wanted(
                 "Coarse and fine part of the distillation loss",
@@ -287,18 +290,29 @@ def _logged(config: DistillConfig) -> list[Wanted]:
             Wanted(
                 "Weight of the fine part",
                 {"fine_weight": "fine weight"},
-                "1 less the mean coarse error, at least 0. Look for: it rises towards 1."
-                if adaptive
-                else f"As asked: {config.place.fine_weight}.",
+                _of_fine_weight(config.place),
             ),
         ]
-    of = f"groups of {config.place.group_size} elements" if "place" in kd else "whole channels"
+    *_, logged = [name for name in kd if name in TWO_PART_LOSSES] or [""]
+    of = f"groups of {config.place.group_size} elements" if logged == "place" else "whole channels"
     fit = f"Of the teacher's prediction on the student's, over {of} of training images."
     return [
         *wanted,
         Wanted("Slope while training (1: a perfect student)", {"slope": "slope"}, fit, target=1.0),
         Wanted("Intercept while training (0: a perfect student)", {"intercept": "intercept"}, fit, target=0.0),
     ]
+
+
+def _of_fine_weight(config: PlaceConfig) -> str:
+    if config.terms == "coarse":
+        return "Of no use here: the coarse term is alone."
+    if config.fine_weight != "adaptive":
+        return f"As asked: {config.fine_weight}."
+    return (
+        "1: the fine term is alone."
+        if config.terms == "fine"
+        else "1 less the mean coarse error, at least 0. Look for: it rises towards 1."
+    )
 
 
 def _diagnosis(folder: Path, diagnosis: Diagnosis | None, latent: bool) -> dict[str, Any] | None:

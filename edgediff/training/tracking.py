@@ -81,7 +81,7 @@ def _wandb(folder: Path, facts: Mapping[str, Any]) -> Any:
     except Exception as error:  # wandb's own, of any kind: no login, no network, no permission
         raise BadInputError(
             f"Weights & Biases cannot start: {' '.join(str(error).split())}",
-            "`wandb login`, or `WANDB_MODE=offline`, or leave it out: `distill.training.trackers=[tensorboard]`",
+            "`wandb login`, or `WANDB_MODE=offline`, or leave it out: `trackers=[tensorboard]` of the training",
         ) from error
     tracker.store_init_configuration({**facts["identity"], "settings": facts["settings"][-1]})
     return tracker
