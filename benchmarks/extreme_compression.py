@@ -8,7 +8,7 @@
 A cell is one student: trained, drawn from with x0 clipped and not clipped in the sampler, scored. A finished cell is
 one line of benchmarks/results/extreme-compression.jsonl; a cell that was stopped goes on from its checkpoint. Start it
 once for every core: each takes the next cell that no other has. All cells of a set have equal steps, equal data and
-noise in equal order, and share one cache of teacher targets.
+noise in equal order, and share one cache of teacher targets; losses of feature maps have one of their own.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from edgediff.backends.pytorch import PyTorchDenoiser
 from edgediff.diagnostics.by_timestep import errors_by_timestep
 from edgediff.distill import starting_student, taught_batches
 from edgediff.distillation.objective import Distillation
+from edgediff.distillation.targets import uses_features
 from edgediff.metrics.features import efficientnet_lite0
 from edgediff.model_folder import Loaded
 from edgediff.output import Output
@@ -149,6 +150,11 @@ class Cell:
     def teacher(self, work: Path) -> Path:
         """The folder of its teacher."""
         return teacher.resolve(TEACHER).folder if self.taught_by is None else self.taught_by.folder(work) / "student"
+
+    def targets(self, work: Path) -> Path:
+        """The cache of its teacher's answers, which holds feature maps only where a loss looks at them."""
+        of_whom = TEACHER if self.taught_by is None else str(self.taught_by.ratio)
+        return work / "targets" / (f"{of_whom}-features" if uses_features(self.recipe(work).distill) else of_whom)
 
 
 V = {"student_prediction": "v_prediction"}
@@ -376,39 +382,49 @@ def _sampler(config: EvaluateConfig) -> str:
     return f"{'clipped' if config.clip_sample else 'free'}-{config.num_images}x{config.num_inference_steps}"
 
 
-def run_cell(bench: Bench, cell: Cell) -> None:
-    """Train, draw and score one cell; append its line."""
+def trained(bench: Bench, cell: Cell) -> Path:
+    """Return the folder of a cell's student, trained where it was not yet, after the student that teaches it."""
     folder = cell.folder(bench.work)
+    if (folder / "student").exists():
+        return folder / "student"
+    if cell.taught_by is not None:
+        with claim(bench.work, cell.taught_by, wait=True):
+            trained(bench, cell.taught_by)
     run, recipe = Run(folder), cell.recipe(bench.work)
     big, settings = model_folder.load(cell.teacher(bench.work)), recipe.distill.training
     prune(run, recipe, bench.output)
     student = starting_student(model_folder.load(run.pruned), recipe.distill)
     adopt(student.model)
     objective = Distillation(student, [big], recipe.distill)
-    targets = bench.work / "targets" / (str(cell.taught_by.ratio) if cell.taught_by else TEACHER)
-    batches = taught_batches(student, [big], bench.train, recipe, targets, bench.output.say)
+    batches = taught_batches(student, [big], bench.train, recipe, cell.targets(bench.work), bench.output.say)
     between = settings.steps // CURVE_POINTS
-    if not (folder / "student").exists():
-        with bench.output.progress(cell.key, settings.steps, checkpoint.finished_steps(run.checkpoints)) as progress:
-            result = train(
-                objective,
-                batches,
-                settings,
-                checkpoints=run.checkpoints,
-                log=run.train_log,
-                identity={
-                    "distill": recipe.distill.model_dump(mode="json", exclude={"training"}),
-                    "teacher": big.sha256,
-                },
-                resume=True,
-                on_step=lambda record: progress.advance(note=f"loss {record.values['loss']:.4f}"),
-                snapshots=range(between, settings.steps, between) if cell.curved else (),
-                on_snapshot=lambda step: save_file(student.model.state_dict(), folder / AVERAGE.format(step)),
-            )
-        write_json(folder / SPEED, {"steps_per_second": result.steps_per_second})
-        with atomic_folder(folder / "student") as temporary:
-            model_folder.save(temporary, student.model, student.scheduler)
-    student = model_folder.load(folder / "student")
+    with bench.output.progress(cell.key, settings.steps, checkpoint.finished_steps(run.checkpoints)) as progress:
+        result = train(
+            objective,
+            batches,
+            settings,
+            checkpoints=run.checkpoints,
+            log=run.train_log,
+            identity={
+                "distill": recipe.distill.model_dump(mode="json", exclude={"training"}),
+                "teacher": big.sha256,
+            },
+            resume=True,
+            on_step=lambda record: progress.advance(note=f"loss {record.values['loss']:.4f}"),
+            snapshots=range(between, settings.steps, between) if cell.curved else (),
+            on_snapshot=lambda step: save_file(student.model.state_dict(), folder / AVERAGE.format(step)),
+        )
+    write_json(folder / SPEED, {"steps_per_second": result.steps_per_second})
+    with atomic_folder(folder / "student") as temporary:
+        model_folder.save(temporary, student.model, student.scheduler)
+    shutil.rmtree(run.checkpoints, ignore_errors=True)
+    return folder / "student"
+
+
+def run_cell(bench: Bench, cell: Cell) -> None:
+    """Train, draw and score one cell; append its line."""
+    folder, recipe = cell.folder(bench.work), cell.recipe(bench.work)
+    student = model_folder.load(trained(bench, cell))
     adopt(student.model)
     drawn = {
         word: bench.drawn(student, config, folder / f"samples-{_sampler(config)}.safetensors")
@@ -422,7 +438,7 @@ def run_cell(bench: Bench, cell: Cell) -> None:
         "scores": {word: bench.score(drawn[word], config) for word, config in SAMPLERS.items()},
         "curve": _curve(bench, cell, student, drawn["free"], folder),
         "error": bench.errors(student),
-        "final": log.last_mean(log.read(run.train_log)),
+        "final": log.last_mean(log.read(Run(folder).train_log)),
         **read_json(folder / SPEED),
         "batch_size": BATCH,
         "cache": recipe.distill.cache.targets,
@@ -433,7 +449,6 @@ def run_cell(bench: Bench, cell: Cell) -> None:
     with LINES.open("a", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.write(json.dumps(line) + "\n")
-    shutil.rmtree(run.checkpoints, ignore_errors=True)
 
 
 def _curve(bench: Bench, cell: Cell, student: Loaded, last: Drawn, folder: Path) -> list[dict[str, Any]]:
@@ -466,17 +481,17 @@ def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 @contextmanager
-def claimed(work: Path, cell: Cell) -> Iterator[bool]:
-    """Tell whether the cell is this process's to run: unfinished, and no other process is at it."""
+def claim(work: Path, cell: Cell, *, wait: bool = False) -> Iterator[bool]:
+    """Tell whether the cell is this process's while it lasts: not, where another one is at it and `wait` is false."""
     lock = work / "claims" / f"{cell.key.replace('/', '_')}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield False
         else:
-            yield cell.key not in finished()
+            yield True
 
 
 def run_all(work: Path, patterns: list[str]) -> None:
@@ -485,8 +500,8 @@ def run_all(work: Path, patterns: list[str]) -> None:
     for pattern in patterns:
         for cell in cells():
             if fnmatch.fnmatch(cell.key, pattern):
-                with claimed(work, cell) as mine:
-                    if mine:
+                with claim(work, cell) as mine:
+                    if mine and cell.key not in finished():
                         run_cell(bench, cell)
 
 
