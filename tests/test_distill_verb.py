@@ -23,6 +23,7 @@ from edgediff.distill import distill, taught_batches
 from edgediff.distillation.identity import target_source
 from edgediff.distillation.objective import Distillation
 from edgediff.errors import BadInputError, StageFailedError
+from edgediff.families.unet2d import UNet2D
 from edgediff.pipeline import check_targets, refuse_other_recipe
 from edgediff.prune import prune
 from edgediff.recipe import dump
@@ -334,6 +335,18 @@ def test_a_non_finite_loss_stops_and_rolls_back(pruned, small_recipe, quiet, mon
     distill(pruned, slower, quiet, resume=True)
     settings = read_json(pruned.student / "manifest.json")["settings"]
     assert [(part["from_step"], part["learning_rate"]) for part in settings] == [(0, 1e-3), (2, 1e-4)]
+
+
+def test_a_live_teacher_that_answers_no_numbers_is_named(pruned, small_recipe, quiet, monkeypatch):
+    def overflows(self, *arguments, **conditioning):
+        prediction, features = intact(self, *arguments, **conditioning)
+        return prediction * torch.inf, features
+
+    intact = UNet2D.prediction_and_features
+    monkeypatch.setattr(UNet2D, "prediction_and_features", overflows)
+    with pytest.raises(StageFailedError, match=r"not finite at step 1 \(targets.prediction\)") as caught:
+        distill(pruned, small_recipe(distill={**SHORT, "cache": {"targets": 0}}), quiet)
+    assert "the teacher's weights" in caught.value.hint
 
 
 def test_a_training_without_its_student_needs_resume(pruned, small_recipe, quiet):

@@ -29,7 +29,7 @@ from edgediff.data.order import mixed, step_seed
 from edgediff.errors import InterruptedStageError, StageFailedError
 from edgediff.interrupts import deferred_interrupt
 from edgediff.recipe import TrainingConfig
-from edgediff.training import checkpoint, processes
+from edgediff.training import checkpoint, finite, processes
 from edgediff.training.ema import EMA
 from edgediff.training.facts import starting_facts
 from edgediff.training.log import open_log
@@ -192,6 +192,8 @@ def train(
             if _diverged(values):
                 if lines is not None:
                     lines.roll_back(facts["step"])
+                if found := update.not_finite(step):
+                    raise _unlearnable(step + 1, facts["step"], found)
                 raise _non_finite(step + 1, facts["step"], values, config, fresh=step > start or step == 0)
             if not math.isfinite(values["grad_norm"]):
                 del values["grad_norm"]  # the scaler skips this step
@@ -252,10 +254,8 @@ class _Update:
         sums = torch.zeros((), device=self.device)
         self.optimizer.zero_grad(set_to_none=True)
         for forward in range(forwards):
-            part = forward * together + accelerator.process_index
-            _seed(mixed(seed, part), self.device)
-            first = (step * forwards * together + part) * config.batch_size
-            positions = torch.arange(first, first + config.batch_size)
+            _seed(mixed(seed, forward * together + accelerator.process_index), self.device)
+            positions = self._positions(step, forward)
             with nullcontext() if forward + 1 == forwards else accelerator.no_sync(self.network):
                 with autocast(config.precision, self.device):
                     loss, quantities = self.network(self.batches(step, positions))
@@ -273,6 +273,20 @@ class _Update:
         if self.scaler.is_enabled():
             values["loss_scale"] = self.scaler.get_scale()
         return values, stop > 0
+
+    def _positions(self, step: int, forward: int) -> Tensor:
+        """Return the positions (B,) of this process in a forward of a step."""
+        accelerator, config = self.accelerator, self.config
+        part = (step * config.gradient_accumulation + forward) * accelerator.num_processes + accelerator.process_index
+        return torch.arange(part * config.batch_size, (part + 1) * config.batch_size)
+
+    def not_finite(self, step: int) -> list[str]:
+        """Return what is not finite of a step's batches in any process; they are computed again for it."""
+        found: set[str] = set()
+        for forward in range(self.config.gradient_accumulation):
+            with autocast(self.config.precision, self.device):
+                found.update(finite.not_finite(self.batches(step, self._positions(step, forward))))
+        return sorted(set().union(*processes.of_all(sorted(found))))
 
     def apply(self) -> None:
         """Move the parameters; in fp16 only where no gradient overflowed."""
@@ -305,6 +319,15 @@ def _interrupted(step: int, config: TrainingConfig) -> InterruptedStageError:
     return InterruptedStageError(
         f"training stopped at step {step} of {config.steps}",
         "run the same command again with `--resume` to continue from there",
+    )
+
+
+def _unlearnable(step: int, good: int, found: list[str]) -> StageFailedError:
+    """Word the failure of `step` over what was to be learned there."""
+    return StageFailedError(
+        f"what training learns from is not finite at step {step} ({', '.join(found)}); rolled back to step {good}",
+        "a lower learning rate would not help: check the images, and the teacher's weights where a teacher answers; "
+        "in half precision, train in fp32 (`precision`) in another run folder",
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgediff.errors import BadInputError, EdgeDiffError, InterruptedStageError, StageFailedError
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator, PartialState
 
     from edgediff.recipe import TrainingConfig
+
+T = TypeVar("T")
 
 # How long a process waits in the middle of a step for one that does not answer. One that died is noticed at once where
 # the network says so, and its launcher ends the others; this is for the rest: a machine gone, a process that hangs.
@@ -159,13 +161,18 @@ def anyone(flag: bool) -> bool:
     return bool(reduce(torch.tensor(float(flag), device=device()), "sum") > 0)
 
 
-def check_agreement(value: Mapping[str, Any]) -> None:
-    """Raise BadInputError unless all processes of the group came here with the same value (plain data)."""
+def of_all(value: T) -> list[T]:
+    """Return the value (plain data) of every process of the group, in the order of their ranks."""
     if group().num_processes == 1:
-        return
+        return [value]
     from accelerate.utils import gather_object
 
-    if any(other != value for other in gather_object([value])):
+    return list(gather_object([value]))
+
+
+def check_agreement(value: Mapping[str, Any]) -> None:
+    """Raise BadInputError unless all processes of the group came here with the same value (plain data)."""
+    if any(other != value for other in of_all(value)):
         raise BadInputError(
             "the processes of this training do not agree on what to train from where",
             "give all of them the same command, and a run folder that every machine sees",

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from small_training import CONFIG, IDENTITY, plain_network, run, weights
+from small_training import CONFIG, IDENTITY, inputs_at, plain_network, run, weights
 
 from edgediff.errors import EdgeDiffError
 
@@ -89,6 +89,15 @@ def broken_in(rank: int, step: int) -> dict:
     return {"network": network, "before": spoil}
 
 
+def unlearnable_in(rank: int, step: int) -> dict:
+    """Return the arguments of a training that process 1 is given no numbers to learn from at step `step` (from 0)."""
+
+    def spoiled(now: int, positions: torch.Tensor) -> torch.Tensor:
+        return inputs_at(now, positions) * (torch.nan if (rank, now) == (1, step) else 1)
+
+    return {"inputs": spoiled}
+
+
 def sharded(**arguments) -> dict:
     """Train under FSDP 2, which Accelerate itself offers to GPUs only: its state is told that this is what it does."""
     from accelerate.state import AcceleratorState, PartialState
@@ -131,6 +140,7 @@ def main(folder: Path) -> None:
         "interrupted": pair("interrupted", interrupted, **plain),
         "taken over": pair("taken over", resume=True, **plain),
         "broken": pair("broken", lambda rank: broken_in(rank, 5)),
+        "unlearnable": pair("unlearnable", lambda rank: unlearnable_in(rank, 5)),
         "at odds": pair("at odds", lambda rank: {"identity": {**IDENTITY, "data": f"of process {rank}"}}),
         "sharded": pair("sharded", interrupted, train=sharded, **plain),
         "sharded, resumed": pair("sharded", train=sharded, resume=True, snapshots=(20, 40), **plain),

@@ -66,6 +66,7 @@ def run(
     config: TrainingConfig = CONFIG,
     resume: bool = False,
     before=lambda step: None,
+    inputs=inputs_at,
     identity: dict | None = None,
     network: nn.Module | None = None,
     on_step=lambda record: None,
@@ -81,7 +82,7 @@ def run(
 
     def batches(step, positions):
         before(step)
-        return inputs_at(step, positions).to(next(network.parameters()).device)
+        return inputs(step, positions).to(next(network.parameters()).device)
 
     result = train(
         Regression(network),

@@ -122,6 +122,14 @@ def test_a_loss_broken_in_one_process_is_the_same_error_in_all(groups):
     assert [line["step"] for line in log_of(folder / "broken")] == [1, 2, 3, 4]
 
 
+def test_what_one_process_cannot_learn_from_is_the_same_error_in_all(groups):
+    folder, told = groups
+    one, other = told["unlearnable"]
+    assert one["error"] == other["error"] == "StageFailedError"
+    assert one["message"] == other["message"] and "not finite at step 6 (batch); rolled back" in one["message"]
+    assert [line["step"] for line in log_of(folder / "unlearnable")] == [1, 2, 3, 4]
+
+
 def test_processes_that_were_told_different_things_are_refused(groups):
     folder, told = groups
     for said in told["at odds"]:

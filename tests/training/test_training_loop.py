@@ -266,6 +266,18 @@ def test_a_non_finite_loss_leaves_the_last_good_state(tmp_path, value):
     assert all(torch.isfinite(parameter).all() for parameter in network.parameters())
 
 
+def test_what_is_learned_from_is_not_blamed_on_the_learning_rate(tmp_path):
+    def spoiled(step, positions):
+        return inputs_at(step, positions) * (math.inf if step == 6 else 1)
+
+    with pytest.raises(StageFailedError, match=r"not finite at step 7 \(batch\); rolled back to step 4") as caught:
+        run(tmp_path, inputs=spoiled)
+    assert "a lower learning rate would not help" in caught.value.hint
+    assert [line["step"] for line in log_of(tmp_path)] == [1, 2, 3, 4]
+    _, result = run(tmp_path, resume=True)
+    assert result.resumed_at == [4]
+
+
 def test_an_infinite_gradient_of_a_finite_loss_is_found(tmp_path):
     class Root(torch.nn.Module):
         def __init__(self):
