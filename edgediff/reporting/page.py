@@ -2,48 +2,29 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from safetensors.numpy import load_file
 
-from edgediff import diagnostics, model_folder
+from edgediff import model_folder
 from edgediff.artifacts import MANIFEST, made, read_object
 from edgediff.output import number
-from edgediff.recipe import KD_LOSSES, TWO_PART_LOSSES, DistillConfig, PlaceConfig, Recipe, objective_words
+from edgediff.recipe import DistillConfig, Recipe, objective_words
 from edgediff.reporting import budgets, figures
+from edgediff.reporting.diagnosis_charts import diagnosis_charts
+from edgediff.reporting.pictures import png, svg
 from edgediff.reporting.tables import class_accuracy_table
+from edgediff.reporting.training_charts import final_words, training_charts
 from edgediff.reporting.usage import Usage, usage
-from edgediff.results import DIRECTIONS, Diagnosis, Latency, LatencyRow, Report
+from edgediff.results import DIRECTIONS, Latency, LatencyRow, Report
 from edgediff.run import ROLES, Run
 from edgediff.training import log as training_log
 
 SEEDS_A_ROW, SEED_ROWS = 12, 2
 ARROWS = {"lower": "↓", "higher": "↑"}
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A chart of logged quantities, where they were logged."""
-
-    title: str
-    names: dict[str, str]  # quantity → label
-    note: str  # what it is, and what to look for
-    logarithmic: bool = False
-    target: float | None = None  # where a perfect student's curve would lie
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An image of the page: data URI, the one for dark pages where it differs, and what it shows in words."""
-
-    uri: str
-    alt: str
-    dark: str = ""
 
 
 def context(run: Run, recipe: Recipe, report: Report) -> dict[str, Any]:
@@ -61,7 +42,7 @@ def context(run: Run, recipe: Recipe, report: Report) -> dict[str, Any]:
         "objective": objective,
         "trained": f"{'distilled' if recipe.distill.kd else 'trained on the data alone'} ({objective})",
         "pruned_is": _pruned_is(recipe.distill),
-        "final": _final(report.training.final),
+        "final": final_words(report.training.final),
         "settings": f"{profile.sampler}, {profile.num_inference_steps} steps, x0 "
         f"{'clipped' if profile.clip_sample else 'not clipped'}"
         f"{f', guidance {profile.guidance_scale:g}' if stock.conditional else ''}; seeds from {profile.first_seed}",
@@ -74,8 +55,8 @@ def context(run: Run, recipe: Recipe, report: Report) -> dict[str, Any]:
         "budget": _budget(report),
         "latency_pairs": _latency_pairs(report.latency),
         "not_run": [row for row in report.latency.rows if row.status == "not run"],
-        "curves": _curves(log, recipe.distill),
-        "diagnosis": _diagnosis(run.diagnosis, report.diagnosis, latent),
+        "curves": training_charts(log, recipe.distill),
+        "diagnosis": diagnosis_charts(run.diagnosis, report.diagnosis, latent),
         "latent": latent,
         "made": _made(run, report),
         "here": made(),
@@ -89,16 +70,6 @@ def _pruned_is(config: DistillConfig) -> str:
         return "the model as it was cut from the teacher; the student has its shape, and began with random weights"
     read_as = f", taken to predict {config.student_prediction}" if config.student_prediction else ""
     return f"the model as it was cut from the teacher; the student began with its weights{read_as}"
-
-
-def _final(means: Mapping[str, float]) -> str:
-    """Word what the training ended with, without its settings."""
-    return ", ".join(
-        f"{name.replace('_', ' ').replace('grad norm', 'gradient norm').replace('norm.', 'norm of ')} "
-        f"{number(value) if abs(value) >= 0.001 else format(value, '.2g')}"
-        for name, value in means.items()
-        if name not in ("learning_rate", "loss_scale")
-    )
 
 
 def short(count: float) -> str:
@@ -181,7 +152,7 @@ def _sample_rows(run: Run, first_seed: int) -> list[dict[str, Any]]:
         last = min(first + SEEDS_A_ROW, count)
         seeds = f"seeds {first_seed + first} to {first_seed + last - 1}"
         strips = {
-            role: _png(figures.grid(images[first:last], last - first), f"Images drawn by the {role}, {seeds}")
+            role: png(figures.grid(images[first:last], last - first), f"Images drawn by the {role}, {seeds}")
             for role, images in samples.items()
         }
         rows.append({"seeds": seeds, "strips": strips, "share": (last - first) / min(SEEDS_A_ROW, count)})
@@ -196,7 +167,7 @@ def _latency_panels(latency: Latency) -> list[dict[str, Any]]:
     return [
         {
             "title": f"{backend} on {device}, batch {batch}",
-            "picture": _svg(
+            "picture": svg(
                 figures.latency_bars(rows),
                 "Median time of a step: " + ", ".join(f"{row.role} {number(row.step_p50_ms, ' ms')}" for row in rows),
             ),
@@ -215,7 +186,7 @@ def _budget(report: Report) -> dict[str, Any] | None:
     ends = f"{len(search.passed)} students from {budgets.figure(quantity, search.teacher[quantity])} down to "
     alt = f"Importance kept against {name}: {ends}{budgets.figure(quantity, search.passed[-1].costs[quantity])}"
     chart = figures.pareto(search, quantity, f"{name}{', predicted, ms' if quantity == 'latency_ms' else ''}")
-    return {"search": search, "rows": budgets.rows(search), "passed": points, "picture": _svg(chart, alt)}
+    return {"search": search, "rows": budgets.rows(search), "passed": points, "picture": svg(chart, alt)}
 
 
 def _latency_pairs(latency: Latency) -> list[dict[str, str]]:
@@ -232,157 +203,6 @@ def _latency_pairs(latency: Latency) -> list[dict[str, str]]:
         for (backend, device, batch, role), row in measured.items()
         if role == "student" and (backend, device, batch, "teacher") in measured
     ]
-
-
-def _curves(log: Sequence[figures.LogLine], config: DistillConfig) -> list[dict[str, Any]]:
-    """Return a chart for every group of quantities that this distillation logged; which ones depends on its kd."""
-    found = []
-    for wanted in _logged(config):
-        shown = {name: label for name, label in wanted.names.items() if any(name in line for line in log)}
-        if not shown:
-            continue
-        values = {name: [line[name] for line in log if name in line] for name in shown}
-        logarithmic = wanted.logarithmic and all(min(of) > 0 for of in values.values())
-        last = ", ".join(f"{label} {number(values[name][-1])}" for name, label in shown.items())
-        chart = figures.curves(log, shown, logarithmic=logarithmic, target=wanted.target)
-        alt = f"{wanted.title} over {len(log):,} training steps; at the end {last}"
-        found.append({"title": wanted.title, "note": wanted.note, "picture": _svg(chart, alt)})
-    return found
-
-
-def _logged(config: DistillConfig) -> list[Wanted]:
-    """Return the charts of what a training's log may hold, from the whole to its parts."""
-    kd, names = config.kd, ("diffusion", *KD_LOSSES)
-    normalised = config.timestep_weighting == "normalised"
-    per = "mean over an image's elements" if config.reduction == "mean" else "sum over an image's elements"
-    wanted = [
-        Wanted(
-            "Loss and its terms",
-            {"loss": "total", **{name: name for name in names}},
-            f"With their weights, {per}. Look for: all of them fall; one that does not is not learned."
-            + (" The total is normalised by timestep, the terms are not." if normalised else ""),
-            logarithmic=True,
-        ),
-        Wanted(
-            "Gradient norm",
-            {"grad_norm": "gradient norm"},
-            f"Of all that is trained, before it is clipped at {config.training.grad_clip:g}. Look for: it falls, and "
-            "peaks are rare.",
-            logarithmic=True,
-        ),
-        Wanted(
-            "Gradient norms of the terms",
-            {f"grad_norm.{name}": name for name in names},
-            "At single steps, with the terms' weights, of the student. Look for: none is ten times another, else its "
-            "weight is too large.",
-            logarithmic=True,
-        ),
-    ]
-    if set(kd) & set(TWO_PART_LOSSES):
-        wanted += [
-            Wanted(
-                "Coarse and fine part of the distillation loss",
-                {"coarse": "coarse", "fine": "fine"},
-                "Before weights. Coarse: how far the fits are from slope 1 and intercept 0; fine: what is left of the "
-                "error after the fit.",
-                logarithmic=True,
-            ),
-            Wanted(
-                "Weight of the fine part",
-                {"fine_weight": "fine weight"},
-                _of_fine_weight(config.place),
-            ),
-        ]
-    *_, logged = [name for name in kd if name in TWO_PART_LOSSES] or [""]
-    of = f"groups of {config.place.group_size} elements" if logged == "place" else "whole channels"
-    fit = f"Of the teacher's prediction on the student's, over {of} of training images."
-    return [
-        *wanted,
-        Wanted("Slope while training (1: a perfect student)", {"slope": "slope"}, fit, target=1.0),
-        Wanted("Intercept while training (0: a perfect student)", {"intercept": "intercept"}, fit, target=0.0),
-    ]
-
-
-def _of_fine_weight(config: PlaceConfig) -> str:
-    if config.terms == "coarse":
-        return "Of no use here: the coarse term is alone."
-    if config.fine_weight != "adaptive":
-        return f"As asked: {config.fine_weight}."
-    return (
-        "1: the fine term is alone."
-        if config.terms == "fine"
-        else "1 less the mean coarse error, at least 0. Look for: it rises towards 1."
-    )
-
-
-def _diagnosis(folder: Path, diagnosis: Diagnosis | None, latent: bool) -> dict[str, Any] | None:
-    """Return charts over the timesteps, error maps and pictures of single images; nothing without a diagnosis."""
-    if diagnosis is None:
-        return None
-    pictures = diagnosis.pictures
-    return {
-        "charts": _by_timestep(diagnosis, latent),
-        "maps": _error_maps(folder / diagnostics.MAP),
-        "images": [
-            {
-                "name": f"Image {index:,} of {diagnosis.reference.name}",
-                "picture": _png(
-                    (folder / file).read_bytes(),
-                    f"Image {index:,} at timesteps {', '.join(map(str, pictures.timesteps))}, "
-                    f"from top to bottom: {', '.join(pictures.rows)}",
-                ),
-            }
-            for index, file in zip(pictures.images, pictures.files, strict=True)
-        ],
-        "key": _error_key(pictures.low, pictures.high),
-    }
-
-
-def _by_timestep(diagnosis: Diagnosis, latent: bool) -> list[dict[str, Any]]:
-    of_x0, values = ("RMSE, of latents", None) if latent else ("RMSE; dotted: the range of images", 2.0)
-    wanted = [
-        (f"Error of the prediction (MSE to the teacher's {diagnosis.prediction_type})", "mse", True, None),
-        (f"What it does to x0 ({of_x0})", "x0_rmse", True, values),
-        ("Slope by timestep (1: a perfect student)", "slope", False, 1.0),
-        ("Intercept by timestep (0: a perfect student)", "intercept", False, 0.0),
-    ]
-
-    def of_both(key: str) -> dict[str, list[float]]:
-        return {role: [getattr(error, key) for error in model.errors] for role, model in diagnosis.models.items()}
-
-    timesteps = [error.timestep for error in diagnosis.models["student"].errors]
-    charts = []
-    for title, name, logarithmic, target in wanted:
-        lines, spreads = of_both(name), None if logarithmic else of_both(f"{name}_std")
-        chart = figures.by_timestep(timesteps, lines, spreads=spreads, logarithmic=logarithmic, target=target)
-        ends = "; ".join(f"{role} from {number(line[0])} to {number(line[-1])}" for role, line in lines.items())
-        alt = f"{title} over the timesteps {timesteps[0]} to {timesteps[-1]}: {ends}"
-        charts.append({"title": title, "picture": _svg(chart, alt)})
-    return charts
-
-
-def _error_maps(path: Path) -> dict[str, Any]:
-    """Return the maps by timestep and the key of their colours."""
-    tensors = load_file(path)
-    errors = tensors["squared_error"]
-    low, high = figures.error_range(errors)
-    maps = [
-        {
-            "timestep": int(timestep),
-            "mean": f"{values.mean():.2g}",
-            "picture": _png(
-                figures.error_map(values, low, high),
-                f"Squared error at timestep {timestep}: mean {values.mean():.2g}, at most {values.max():.2g}",
-            ),
-        }
-        for timestep, values in zip(tensors["timesteps"], errors, strict=True)
-    ]
-    return {"maps": maps, "key": _error_key(low, high)}
-
-
-def _error_key(low: float, high: float) -> dict[str, Any]:
-    picture = _png(figures.error_key(low, high), f"Colours from {low:.2g}, dark, to {high:.2g}, bright, logarithmic")
-    return {"picture": picture, "low": f"{low:.2g}", "high": f"{high:.2g}"}
 
 
 def _made(run: Run, report: Report) -> list[dict[str, Any]]:
@@ -413,15 +233,3 @@ def _made(run: Run, report: Report) -> list[dict[str, Any]]:
 
 def _listed(versions: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items())
-
-
-def _png(content: bytes, alt: str) -> Picture:
-    return Picture(_uri("png", content), alt)
-
-
-def _svg(chart: figures.Chart, alt: str) -> Picture:
-    return Picture(_uri("svg+xml", chart.light), alt, _uri("svg+xml", chart.dark))
-
-
-def _uri(kind: str, content: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
