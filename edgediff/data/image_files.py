@@ -63,10 +63,12 @@ class ImageFiles:
 
     def _read_all(self) -> str:
         digest = hashlib.sha256()
-        for name in self.names:
-            path = self.root / name
-            digest.update(f"{name}\0{path.stat().st_size}\0".encode(errors="surrogateescape"))
-            digest.update(bytes.fromhex(sha256(path)))
+        with self.output.progress("hash images", len(self.names)) as progress:
+            for name in self.names:
+                path = self.root / name
+                digest.update(f"{name}\0{path.stat().st_size}\0".encode(errors="surrogateescape"))
+                digest.update(bytes.fromhex(sha256(path)))
+                progress.advance()
         return digest.hexdigest()
 
     def _keep(self, place: Path, found: str) -> None:

@@ -89,11 +89,13 @@ def settled(monkeypatch, photos):
     monkeypatch.setattr(time, "time_ns", lambda: later)
 
 
-def test_files_are_read_for_the_hash_once_until_one_changes(photos, settled, was_read):
-    first = load(photos)
+def test_files_are_read_for_the_hash_once_until_one_changes(photos, settled, was_read, output):
+    first = data.load(DataConfig(name=str(photos)), "train", shape=SHAPE, output=output)
     assert first.sha256 == by_hand(first) and len(was_read) == len(first)
+    assert output.shown == [("hash images", len(first))]
     was_read.clear()
-    assert load(photos).sha256 == first.sha256 and was_read == []
+    assert data.load(DataConfig(name=str(photos)), "train", shape=SHAPE, output=output).sha256 == first.sha256
+    assert was_read == [] and len(output.shown) == 1
     path = photos / names(first)[0]
     os.utime(path, ns=(0, 0))
     assert load(photos).sha256 == first.sha256 and len(was_read) == len(first)
