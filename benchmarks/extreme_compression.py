@@ -152,9 +152,10 @@ class Cell:
         return teacher.resolve(TEACHER).folder if self.taught_by is None else self.taught_by.folder(work) / "student"
 
     def targets(self, work: Path) -> Path:
-        """The cache of its teacher's answers, which holds feature maps only where a loss looks at them."""
+        """The cache of its teacher's answers, with those feature maps that a loss looks at and its shape has too."""
         of_whom = TEACHER if self.taught_by is None else str(self.taught_by.ratio)
-        return work / "targets" / (f"{of_whom}-features" if uses_features(self.recipe(work).distill) else of_whom)
+        maps = f"-features-{self.shape or 'ratio'}" if uses_features(self.recipe(work).distill) else ""
+        return work / "targets" / f"{of_whom}{maps}"
 
 
 V = {"student_prediction": "v_prediction"}
@@ -209,6 +210,7 @@ def why() -> list[Cell]:
         ("output", {**ANGULAR, "initial": "pruned"}),
         ("output", {"kd_space": "v_prediction"}),  # an eps network, its error weighed as v's
         ("output", {"timestep_weighting": "angular"}),
+        ("output", {**ANGULAR, "x0_threshold": "none"}),  # a teacher as raw as that of eps students
         ("place", {**ANGULAR, "place": {"terms": "fine"}}),
         ("place", {**ANGULAR, "place": {"terms": "coarse"}}),
         ("place", {**ANGULAR, "place": {"fine_weight": "fixed"}}),

@@ -289,7 +289,7 @@ PredictionType = Literal["epsilon", "v_prediction", "sample"]
 class PlaceConfig(Config):
     """PLACE and its ablations; LIFT takes all but the groups."""
 
-    group_size: int = Field(16, gt=1)  # elements of one group
+    group_size: int = Field(16, gt=2)  # elements of one group; through two every line goes
     grouping: Literal["error", "raster", "random"] = "error"  # by similar error, by patches of the map, by chance
     terms: Literal["both", "coarse", "fine"] = "both"  # coarse: slope and intercept; fine: what is left of them
     norm: Literal["l1", "l2"] = "l1"  # of the coarse term
@@ -323,12 +323,14 @@ class AssistantConfig(Config):
     steps: int | None = Field(None, gt=0)  # None: as many as the student
 
 
-def _left_open(kd: Mapping[str, float]) -> str | None:
+def _left_open(kd: Mapping[str, float], place: PlaceConfig) -> str | None:
     """Say what these losses leave undetermined where the data have no part, if anything."""
     if set(kd) <= set(FEATURE_LOSSES):
         return f"nothing trains the student's last layers: kd {loss_words(kd)} looks at feature maps only"
     if set(kd) <= {*FEATURE_LOSSES, "dist"}:
         return f"nothing says how large predictions are: kd {loss_words(kd)} compares correlations only"
+    if place.terms == "fine" and set(kd) <= {*FEATURE_LOSSES, "dist", *TWO_PART_LOSSES}:
+        return f"nothing says how large predictions are: the fine term alone of kd {loss_words(kd)} is blind to it"
     return None
 
 
@@ -345,7 +347,7 @@ class DistillConfig(Config):
     initial: Literal["pruned", "fresh"] = "pruned"  # the student's first weights: cut from the teacher, or random
     student_prediction: PredictionType | None = None  # None: the teacher's own
     kd_space: PredictionType | None = None  # where predictions are compared; None: the student's own
-    # Of the teacher's x0, where it is converted through x0: held to the range of images, or to its own quantile.
+    # Of the teacher's x0, where it is converted through x0: held to the range of images, or to a percentile of its own.
     x0_threshold: Literal["none", "clip", "dynamic"] = "clip"
     # How much a timestep counts: alike where predictions are compared, by min(SNR, 5) or max(SNR, 1) of the x0 error,
     # as if drawn evenly in the angle from data to noise, or divided by what its loss was so far.
@@ -389,8 +391,8 @@ class DistillConfig(Config):
     def _something_to_learn(self) -> Self:
         if not self.kd and not self.diffusion_weight:
             raise ValueError("nothing to learn from: kd is none and diffusion_weight is 0")
-        if not self.diffusion_weight and (open_end := _left_open(self.kd)):
-            raise ValueError(f"{open_end}, and diffusion_weight is 0; add output or place")
+        if not self.diffusion_weight and (open_end := _left_open(self.kd, self.place)):
+            raise ValueError(f"{open_end}, and diffusion_weight is 0; add output")
         learnable = self.place.fine_weight == "learnable" and set(TWO_PART_LOSSES) & set(self.kd)
         if self.timestep_weighting == "normalised" and learnable:
             raise ValueError(
@@ -521,10 +523,9 @@ class Recipe(Config):
     def _somebody_knows_what_belongs_to_a_condition(self) -> Self:
         if self.data.random_conditioning and not self.distill.kd:
             raise ValueError("data.random_conditioning needs a teacher to say what belongs to a condition: kd is none")
-        if self.data.random_conditioning == 1 and (open_end := _left_open(self.distill.kd)):
+        if self.data.random_conditioning == 1 and (open_end := _left_open(self.distill.kd, self.distill.place)):
             raise ValueError(
-                f"{open_end}, and data.random_conditioning is 1, which leaves no sample to the data term; add output "
-                "or place"
+                f"{open_end}, and data.random_conditioning is 1, which leaves no sample to the data term; add output"
             )
         return self
 

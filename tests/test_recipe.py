@@ -134,6 +134,14 @@ def test_numbers_are_finite(value):
     assert "grad_clip" in message({**MINIMAL, "distill": {"training": {"grad_clip": value}}})
 
 
+@pytest.mark.parametrize("kd", ["place", "lift,feature", "place,dist"])
+def test_residuals_of_a_fit_alone_leave_the_scale_of_predictions_open(kd):
+    distill = {"kd": kd, "diffusion_weight": 0, "place": {"terms": "fine"}}
+    assert "the fine term alone" in message({**MINIMAL, "distill": distill})
+    check({**MINIMAL, "distill": {**distill, "kd": f"{kd},output"}}, Recipe)
+    check({**MINIMAL, "distill": {**distill, "diffusion_weight": 0.1}}, Recipe)
+
+
 @pytest.mark.parametrize("kd", ["dist", "dist,feature=2"])
 def test_correlations_alone_leave_the_scale_of_predictions_open(kd):
     assert "compares correlations only" in message({**MINIMAL, "distill": {"kd": kd, "diffusion_weight": 0}})

@@ -25,7 +25,7 @@ SCALE: dict[str, Callable[[Tensor], Tensor]] = {
 def timestep_weights(kind: str, scheduler: Any, timestep: Tensor, prediction_type: str) -> Tensor:
     """Return the factor (B,) of a loss measured in the space of `prediction_type`.
 
-    `uniform`: 1 in that space. The others weigh an error the same whichever space measures it:
+    `uniform`: 1 in that space. The others weigh a squared error the same whichever space measures it:
     `min_snr`: min(SNR, 5) of the squared x0 error (Hang et al. 2023), which holds back low noise.
     `snr_truncated`: max(SNR, 1) of the squared x0 error (Salimans & Ho 2022), which never lets high noise go.
     `angular`: the squared v error, with timesteps as if drawn uniformly in the angle arctan(s / a) from data to noise.

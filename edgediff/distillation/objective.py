@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from edgediff.diffusion import schedule
 from edgediff.diffusion.noising import prediction_target
 from edgediff.diffusion.parameterisation import convert
+from edgediff.diffusion.schedule import FLOW
 from edgediff.diffusion.weighting import timestep_weights
 from edgediff.distillation.normalisation import TimestepNormalisation
 from edgediff.distillation.targets import Targets, TaughtBatch, feature_points, x0_threshold
@@ -43,6 +44,7 @@ class Distillation(nn.Module):
         self.own = schedule.prediction_type(student.scheduler)
         self.theirs = schedule.prediction_type(teachers[0].scheduler)
         self.space = config.kd_space or self.own
+        self.even_space = FLOW if self.own == FLOW else "v_prediction"
         self.threshold = x0_threshold(teachers[0], config)
         configs = [of.model.config for of in (student, *teachers)]
         points = feature_points(config, [(of.family, of.model.config) for of in (student, *teachers)])
@@ -94,15 +96,18 @@ class Distillation(nn.Module):
         quantities: dict[str, Tensor] = {}
         for name, weight in config.kd.items():
             loss = LOSSES[name]
+            # What grows with no error of a prediction is weighted as where predictions are as large at every timestep:
+            # errors of eps have to count up to 25,000 times as much at high noise as at low, but no correlation has.
+            space = self.even_space if loss.scale_free else self.space
             if loss.kind == "prediction":
                 found = self._prediction_loss(name, batch.step)(mine, taught, reduction=config.reduction)
                 if name in TWO_PART_LOSSES or "slope" not in quantities:
                     quantities |= _logged(name, found)
-                terms[name] = weight * self._weighted(found.total, batch, self.space)
+                terms[name] = weight * self._weighted(found.total, batch, space)
             else:
                 maps = self.adapters(features) if loss.adapters else features
                 found = loss.function(maps, targets.features, reduction=config.reduction)
-                terms[name] = weight * self._weighted(found, batch, self.own)
+                terms[name] = weight * self._weighted(found, batch, space)
         return quantities
 
     def _prediction_loss(self, name: str, step: int) -> Any:

@@ -88,13 +88,13 @@ class Transformer(Family):
         return DepthCut({**_public(config), "num_layers": len(kept)}, sources)
 
     def feature_points(self, config: Config, compared: Sequence[Config]) -> tuple[str, ...]:
-        """Return the blocks at the end of each quarter of the depth.
+        """Return the blocks at the end of each quarter of the depth, so that shallow students match their teachers.
 
-        Four whatever the depth, so that students of fewer blocks match their teacher; in models of fewer than four
-        blocks a block ends several quarters.
+        Where a model has fewer than four blocks, the depths of all are divided into as many parts as it has.
         """
         layers = config["num_layers"]
-        return tuple(f"{BLOCKS}.{math.ceil(layers * i / FEATURE_POINTS) - 1}" for i in range(1, FEATURE_POINTS + 1))
+        parts = min(FEATURE_POINTS, layers, *(of["num_layers"] for of in compared))
+        return tuple(f"{BLOCKS}.{math.ceil(layers * i / parts) - 1}" for i in range(1, parts + 1))
 
     def feature_map(self, output: Any, sample: Tensor) -> Tensor:
         """Return a block's tokens of the sample, (B, h·w, D), as a map (B, D, h, w), one position a patch."""

@@ -134,17 +134,18 @@ class UNet(Family):
         return {"sample": noise, "timestep": torch.linspace(0, 999, batch_size + 2)[1:-1].long()}
 
     def feature_points(self, config: Config, compared: Sequence[Config]) -> tuple[str, ...]:
-        """Return the blocks of every level that all have: down, middle, up.
+        """Return the blocks of every level that all have: down, middle (where all have one), up.
 
-        What goes up without a middle block is the output of the last down block, which then stands for both. Where only
-        some of the models go further down, these halve the resolution behind the last level that all have; its last
-        layer then stands for its down block (as in BK-SDM-Tiny, Kim et al. 2023), and what is below has no point.
+        Where only some of the models go further down, these halve the resolution behind the last level that all have;
+        its last layer then stands for its down block (as in BK-SDM-Tiny, Kim et al. 2023), and what is below has no
+        point.
         """
         levels = [len(of["down_block_types"]) for of in compared]
         depth = unet_depth.whole(config)
         down, up = depth.side("down_blocks")[: min(levels)], depth.side("up_blocks")[-min(levels) :]
         if min(levels) == max(levels):
-            return (*down, down[-1] if depth.middle is None else unet_depth.MIDDLE, *up)
+            middle = all(of["mid_block_type"] is not None for of in (config, *compared))
+            return (*down, *([unet_depth.MIDDLE] if middle else []), *up)
         last = depth.blocks[down[-1]][-1]
         return (*down[:-1], f"{down[-1]}.{last.parts[-1]}.{last.index}", *up)
 

@@ -28,12 +28,14 @@ class Loss:
     """A distillation loss as the training calls it: `function(student, teacher, reduction=...)`, settings bound.
 
     A "prediction" function takes two predictions and returns `KDTerms`, a "feature" function takes two sequences of
-    feature maps and returns (B,). `adapters`: the student's maps have to go through `Adapters` first.
+    feature maps and returns (B,). `adapters`: the student's maps have to go through `Adapters` first. `scale_free`: it
+    does not grow with the predictions' errors, in whatever space they are.
     """
 
     kind: Literal["prediction", "feature"]
     function: Callable[..., Any]
     adapters: bool = False
+    scale_free: bool = False
 
 
 LOSSES: dict[str, Loss] = {
@@ -41,10 +43,10 @@ LOSSES: dict[str, Loss] = {
     "lift": Loss("prediction", lift),
     "place": Loss("prediction", place),
     "multi_scale": Loss("prediction", multi_scale),
-    "dist": Loss("prediction", dist),
-    "feature": Loss("feature", feature, adapters=True),
-    "attention": Loss("feature", attention),
-    "masked_feature": Loss("feature", masked_feature, adapters=True),
+    "dist": Loss("prediction", dist, scale_free=True),
+    "feature": Loss("feature", feature, adapters=True, scale_free=True),
+    "attention": Loss("feature", attention, scale_free=True),
+    "masked_feature": Loss("feature", masked_feature, adapters=True, scale_free=True),
 }
 
 __all__ = [

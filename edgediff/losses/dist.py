@@ -8,7 +8,7 @@ from torch import Tensor
 from edgediff.losses.terms import KDTerms, Reduction, divisor, matched, undivided
 
 
-def dist(student: Tensor, teacher: Tensor, *, reduction: Reduction = "sum", eps: float = 1e-8) -> KDTerms:
+def dist(student: Tensor, teacher: Tensor, *, reduction: Reduction = "sum", eps: float = 1e-7) -> KDTerms:
     """Distil with 1 - Pearson correlation, which is blind to the scale and offset of predictions.
 
     The inter-relation is taken over the positions of every sample and channel, the intra-relation over the batch at
@@ -17,7 +17,7 @@ def dist(student: Tensor, teacher: Tensor, *, reduction: Reduction = "sum", eps:
     for each of the C · prod(spatial) elements.
 
     Args: student, teacher: (B, C, *spatial) predictions of the same shape.
-          eps: added to the product of the variances, so that a constant map has correlation 0 and a finite gradient.
+          eps: added to every variance, as in `fit`: a constant map has correlation 0 and a finite gradient.
     Returns: the terms, as of `output`; per element in [0, 4]. Raises: BadInputError for unequal shapes or an unknown
     reduction.
     """
@@ -31,5 +31,5 @@ def dist(student: Tensor, teacher: Tensor, *, reduction: Reduction = "sum", eps:
 def _correlation(one: Tensor, other: Tensor, axis: int, eps: float) -> Tensor:
     """Return Pearson's correlation along an axis, in [-1, 1]."""
     one, other = one - one.mean(axis, keepdim=True), other - other.mean(axis, keepdim=True)
-    variances = one.square().mean(axis) * other.square().mean(axis)
-    return (one * other).mean(axis) / torch.sqrt(variances + eps)
+    scales = torch.sqrt((one.square().mean(axis) + eps) * (other.square().mean(axis) + eps))
+    return (one * other).mean(axis) / scales

@@ -13,6 +13,7 @@ from edgediff.errors import BadInputError, nearest
 from edgediff.losses.terms import KDTerms, Reduction, divisor
 
 Schedule = Literal["fixed", "linear", "cosine"]
+UNIT = 20.0
 
 
 def scheduled(kind: Schedule, progress: float) -> float:
@@ -39,17 +40,20 @@ class LearnableFineWeight(nn.Module):
     s: once in the mean over elements, as often as there are elements in the sum. The weight starts at 1 and tends to
     1 / E[residual²] under both reductions, and may exceed 1. The coarse term keeps its weight of 1: only the ratio
     of the two is free, the weight of their total is the recipe's.
+
+    Adam moves a parameter by the learning rate a step, which suits the student's weights; s has to go from 0 to -5 or
+    so within a training, so what is trained is s / UNIT.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.log_variance = nn.Parameter(torch.zeros(1))  # FSDP cuts no scalars
+        self.units = nn.Parameter(torch.zeros(1))  # FSDP cuts no scalars
 
     def forward(self, loss: Callable[..., KDTerms]) -> Callable[..., KDTerms]:
         """Return `lift` or `place`, settings bound, with this weight, and with its penalty in `total`."""
 
         def weighted(student: Tensor, teacher: Tensor, *, reduction: Reduction = "sum") -> KDTerms:
-            log_variance = self.log_variance.squeeze()
+            log_variance = UNIT * self.units.squeeze()
             terms = loss(student, teacher, reduction=reduction, fine_weight=torch.exp(-log_variance))
             elements = student.shape[1:].numel() / divisor(student, reduction)
             return terms._replace(total=terms.total + elements * log_variance)

@@ -6,7 +6,6 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from edgediff.errors import BadInputError, nearest
 from edgediff.losses.fit import fit
@@ -15,6 +14,8 @@ from edgediff.losses.terms import KDTerms, Reduction, batch_mean, divisor, match
 
 Terms = Literal["both", "coarse", "fine"]
 Norm = Literal["l1", "l2"]
+
+MOST_LEFT_OVER = 2  # elements that are no group of their own: their fit leaves no residual, or has no slope
 
 
 def place(
@@ -39,7 +40,8 @@ def place(
 
     Args: student, teacher: (B, C, *spatial) predictions of the same shape; no gradient reaches the teacher.
           group_size: elements in a group, >= 1. The last group is the smaller one when this does not divide the
-              number of positions; a group_size of that number or more is LIFT.
+              number of positions; one or two that are left over, through which every line goes, join the group before.
+              A group_size of the number of positions or more is LIFT.
           terms: ablation: "coarse" leaves out the fine term, "fine" the coarse one.
           norm: ablation: "l2" makes the coarse error (slope - 1)² + intercept²; the adaptive weight stays as it is.
           grouping: ablation: see `grouping.order`, which `generator` is for.
@@ -85,18 +87,23 @@ def place(
 def _grouped(
     student: Tensor, teacher: Tensor, group_size: int, grouping: Grouping, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Cut (B, C, *spatial) into groups: (B, C, G, K) twice, and a mask (G, K) if the last group is short."""
+    """Cut (B, C, *spatial) into groups: (B, C, G, K) twice, and a mask (G, K) unless all groups are as large."""
     positions = student.shape[2:].numel()
-    if group_size >= positions:  # one group: its order does not matter
+    groups, last = divmod(positions, group_size)
+    if last > MOST_LEFT_OVER:
+        groups += 1
+    else:
+        last += group_size
+    if groups <= 1:  # their order does not matter
         return student.flatten(2).unsqueeze(-2), teacher.flatten(2).unsqueeze(-2), None
-    members = order(student, teacher, group_size, grouping, generator)
-    short_by = -positions % group_size
-    mask = None
-    if short_by:
-        # The missing places of the last group hold element 0, which is real and finite, and count for nothing.
-        mask = pad(student.new_ones(positions), (0, short_by)).unflatten(-1, (-1, group_size))
-        members = pad(members, (0, short_by))
-    student, teacher = (
-        maps.flatten(2).gather(-1, members).unflatten(-1, (-1, group_size)) for maps in (student, teacher)
-    )
+    members, largest, mask = order(student, teacher, group_size, grouping, generator), max(last, group_size), None
+    if last != group_size:
+        # The missing places of the smaller groups hold element 0, which is real and finite, and count for nothing.
+        first = torch.arange(groups, device=members.device).unsqueeze(-1) * group_size
+        place = torch.arange(largest, device=members.device)
+        belongs = (place < group_size).repeat(groups, 1)
+        belongs[-1] = place < last
+        members = members[..., torch.where(belongs, first + place, 0)].flatten(-2)
+        mask = belongs.to(student.dtype)
+    student, teacher = (maps.flatten(2).gather(-1, members).unflatten(-1, (-1, largest)) for maps in (student, teacher))
     return student, teacher, mask

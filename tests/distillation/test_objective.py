@@ -153,6 +153,30 @@ def test_min_snr_weighs_every_sample(teacher, student_of, batch_of):
     assert loss.item() == pytest.approx((weights * error).mean().item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("kd", ["dist", "feature", "attention"])
+@pytest.mark.parametrize("own", ["epsilon", "v_prediction"])
+def test_losses_without_a_scale_are_weighed_alike_whatever_the_student_predicts(own, kd, teacher, student_of, batch_of):
+    plain, weighed = (
+        DistillConfig(kd=kd, timestep_weighting=kind).model_copy(update={"diffusion_weight": 0})
+        for kind in ("uniform", "snr_truncated")
+    )
+    student = student_of(own)
+    torch.manual_seed(0)
+    objective = Distillation(student, [teacher], plain)
+    batch = batch_of(plain)
+    for row in range(6):
+        fields = {k: v[row : row + 1] if isinstance(v, torch.Tensor) else v for k, v in vars(batch).items()}
+        features = tuple(map_[row : row + 1] for map_ in batch.targets.features)
+        fields["targets"] = Targets(batch.targets.prediction[row : row + 1], features)
+        alone = type(batch)(**fields)
+        losses = []
+        for config in (plain, weighed):
+            objective.config = config
+            losses.append(objective(alone)[0].item())
+        factor = timestep_weights("snr_truncated", student.scheduler, alone.timestep, "v_prediction").item()
+        assert losses[1] == pytest.approx(factor * losses[0], rel=1e-5)
+
+
 def test_normalised_losses_have_mean_one():
     normalisation = TimestepNormalisation(1000)
     timestep = torch.arange(1000)

@@ -189,16 +189,23 @@ def test_features_are_maps_of_the_blocks_tokens(teacher):
         prediction, features = DIT.prediction_and_features(teacher, points, **inputs)
     handle.remove()
     assert torch.equal(prediction, predicted(teacher, inputs))
-    assert [tuple(map_.shape) for map_ in features] == [(2, 32, 4, 4)] * 4
+    assert [tuple(map_.shape) for map_ in features] == [(2, 32, 4, 4)] * len(teacher.transformer_blocks)
     assert torch.equal(features[-1][:, :, 1, 2], blocks[0][:, 1 * 4 + 2])
-    assert DIT.feature_widths(teacher.config, points) == (32, 32, 32, 32)
+    assert DIT.feature_widths(teacher.config, points) == (32,) * len(points)
 
 
-def test_feature_points_end_the_quarters_of_any_depth():
-    for layers, expected in ((28, [6, 13, 20, 27]), (7, [1, 3, 5, 6]), (2, [0, 0, 1, 1]), (1, [0, 0, 0, 0])):
-        config = {**SMALL_DIT, "num_layers": layers}
-        points = DIT.feature_points(config, [config, SMALL_DIT])
-        assert points == tuple(f"transformer_blocks.{block}" for block in expected)
+@pytest.mark.parametrize(
+    ("depths", "expected"),
+    [
+        ((7, 28), ([1, 3, 5, 6], [6, 13, 20, 27])),
+        ((3, 7), ([0, 1, 2], [2, 4, 6])),  # a student's block has one teacher's block, and not two
+        ((1, 28), ([0], [27])),
+    ],
+)
+def test_feature_points_divide_any_depth_evenly(depths, expected):
+    compared = [{**SMALL_DIT, "num_layers": layers} for layers in depths]
+    for config, blocks in zip(compared, expected, strict=True):
+        assert DIT.feature_points(config, compared) == tuple(f"transformer_blocks.{block}" for block in blocks)
 
 
 def test_a_depth_cut_of_nothing_is_the_teacher(teacher):

@@ -182,9 +182,9 @@ def test_features_are_maps_of_the_samples_tokens_wide_samples_too(teacher):
         prediction, features = MMDIT.prediction_and_features(teacher, points, **inputs)
     handle.remove()
     assert torch.equal(prediction, predicted(teacher, inputs))
-    assert [tuple(map_.shape) for map_ in features] == [(2, 32, 2, 4)] * 4
+    assert [tuple(map_.shape) for map_ in features] == [(2, 32, 2, 4)] * len(teacher.transformer_blocks)
     assert torch.equal(features[-1][:, :, 1, 2], blocks[0][1][:, 1 * 4 + 2])
-    assert MMDIT.feature_widths(teacher.config, points) == (32, 32, 32, 32)
+    assert MMDIT.feature_widths(teacher.config, points) == (32,) * len(points)
 
 
 def test_a_depth_cut_of_nothing_is_the_teacher(dual_teacher):

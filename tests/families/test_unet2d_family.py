@@ -267,4 +267,5 @@ def test_a_student_of_fewer_layers_keeps_the_teachers_feature_points(removed):
     _, targets = UNET.prediction_and_features(teacher, theirs, **inputs)
     assert torch.isfinite(prediction).all()
     assert [map_.shape for map_ in ours] == [map_.shape for map_ in targets]
-    assert torch.equal(ours[1], ours[2]) == (2 in removed)  # no middle block: what goes up is the lowest level's output
+    # A student without a middle block is compared in its levels alone, each with one of its teacher's.
+    assert ("mid_block" in mine, len(set(mine)), mine) == (2 not in removed, 4 if 2 in removed else 5, theirs)
