@@ -231,7 +231,10 @@ def verify(folder: Path, found: Mapping[str, str] | None = None) -> dict[str, An
     Raises: BadInputError without a manifest; CorruptArtifactError naming the first file that differs.
     """
     manifest = read_object(folder / MANIFEST)
-    again = f"delete `{folder}` and run the stage again"
+    again = (
+        f"what a stage made: delete `{folder}` and run the stage again; a model that you changed on purpose: delete "
+        f"its `{MANIFEST}` only"
+    )
     for name, expected in _files(folder, manifest).items():
         path = folder / name
         if found is not None and name not in found:

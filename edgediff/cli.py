@@ -105,7 +105,7 @@ def compress(
         targets = _targets(ratio, params, macs, latency, memory, device)
         resolved = _resolve(recipe, teacher, targets, changes, kd)
         if dry_run:
-            _show_plan(pipeline.foresee(Run(out), resolved, output), resolved, output)
+            _show_plan(pipeline.foresee(Run(out), resolved, output, resume=resume), resolved, output)
             return
         report = pipeline.compress(Run(out), resolved, output, resume=resume)
         if report is not None:
@@ -414,7 +414,7 @@ def _speaking(json: bool, quiet: bool, *, together: bool = False) -> Iterator[Ou
 
     if not (together or processes.is_main()):
         raise typer.Exit
-    output = Output("quiet" if quiet or not processes.is_main() else "json" if json else "human")
+    output = Output("quiet" if not processes.is_main() else "json" if json else "quiet" if quiet else "human")
     try:
         yield output
         processes.leave()

@@ -24,6 +24,7 @@ from edgediff.run import Run
 from edgediff.samples import Samples
 from edgediff.training import checkpoint, log, processes
 from edgediff.training.batches import Noising
+from edgediff.training.facts import changed_settings
 from edgediff.training.loop import train, unreached_rate
 from edgediff.training.memory import naming_full_memory
 from edgediff.training.precision import check_precision, settled
@@ -62,7 +63,8 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
 
     batch = settings.global_batch(processes.group().num_processes)
     output.stage("distill", f"{objective_words(recipe.distill)}, {settings.steps} steps of {batch}")
-    for words in (*processes.overruled(settled(settings, device)), *unreached_rate(settings)):
+    changed = changed_settings(run.checkpoints / checkpoint.FILE_NAME, settings) if resume else ()
+    for words in (*processes.overruled(settled(settings, device)), *unreached_rate(settings), *changed):
         output.say(words)
     with naming_full_memory("the student and its teachers", "free memory of the device, or use a larger one"):
         objective.to(device)
@@ -125,7 +127,9 @@ def _check_ahead(recipe: Recipe, student: Loaded, teachers: Sequence[Loaded], ca
     check_trackers(settings.trackers)
     check_together(*(common(of.family, of.model.config, of.scheduler, of.folder) for of in (student, *teachers)))
     if recipe.distill.remembered_targets:
-        check_source(cache_folder, of_targets(recipe, teachers, student))
+        models = [(of.family, of.model.config) for of in (student, *teachers)]
+        _, *points = feature_points(recipe.distill, models)
+        check_source(cache_folder, of_targets(recipe, teachers, student), points)
 
 
 def starting_student(pruned: Loaded, config: DistillConfig) -> Loaded:

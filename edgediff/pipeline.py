@@ -48,6 +48,7 @@ def compress(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) 
     """
     with processes.main_first():
         check_precision(recipe.distill.training.precision, processes.device())
+        refuse_unasked_resumption(run, recipe, resume)
         prepare(run, recipe, output)
         prune(run, recipe, output)
     teach(run, recipe, output, resume=resume)
@@ -88,7 +89,7 @@ def prepare(run: Run, recipe: Recipe, output: Output) -> None:
     claim(run, recipe)
 
 
-def foresee(run: Run, recipe: Recipe, output: Output) -> Plan:
+def foresee(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -> Plan:
     """Return what `compress` would do, after what it checks before any work; nothing is written.
 
     Pruning and trainings that stand in the folder take no time; later stages, whose inputs are large files, count.
@@ -98,6 +99,7 @@ def foresee(run: Run, recipe: Recipe, output: Output) -> Plan:
     with processes.main_first():
         check_precision(recipe.distill.training.precision, processes.device())
         check_ahead(run, recipe, output)
+        refuse_unasked_resumption(run, recipe, resume)
         found = plan(recipe, run.profile)
         return found.model_copy(update={"stages": _without_finished(found.stages, run, recipe)})
 
@@ -114,6 +116,24 @@ def _without_finished(stages: Sequence[StagePlan], run: Run, recipe: Recipe) -> 
     until = first + sum(itertools.takewhile(bool, standing))
     done = [stage.model_copy(update={"seconds": 0.0, "what": f"done: {stage.what}"}) for stage in stages[first:until]]
     return [*stages[:first], *done, *stages[until:]]
+
+
+def refuse_unasked_resumption(run: Run, recipe: Recipe, resume: bool) -> None:
+    """Refuse a training that stands in the folder and is not this recipe's finished one, unless it is to be resumed.
+
+    Training would refuse it too, but with the run's recipe already written over.
+
+    Raises: BadInputError.
+    """
+    taken = checkpoint.finished_steps(run.checkpoints)
+    if resume or not taken or any(map(teacher.registered, (recipe.teacher, *recipe.distill.teachers))):
+        return
+    fingerprint = cache(model_folder.fingerprint)
+    if not (_pruned(run, recipe, fingerprint) and _distilled(run, recipe, fingerprint)):
+        raise BadInputError(
+            f"a training that this recipe has not finished stands at step {taken}: `{run.checkpoints}`",
+            "add `--resume` to go on from there with these settings, or choose another folder with `--out`",
+        )
 
 
 def _pruned(run: Run, recipe: Recipe, fingerprint: Callable[[Path], str]) -> bool:

@@ -298,6 +298,8 @@ def _distill_plan(
     )
     if cached:
         what += f"; {answers:,} teacher targets kept, {_targets_mib(recipe.distill, models, images):,.0f} MiB on disk"
+        if images <= cached:
+            what += "; none would be read again, so nothing is saved"
     return StagePlan(
         stage=stage,
         seconds=images * (1 + BACKWARD) * forward

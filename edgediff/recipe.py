@@ -250,6 +250,8 @@ def parse_losses(value: Any) -> Any:
     if isinstance(value, list | tuple):
         losses: dict[str, Any] = {}
         parts = [str(part).strip() for part in value]
+        if len(parts) > 1 and not all(parts):
+            raise ValueError(f"a loss has no name: `{','.join(parts)}`; commas stand between names, without spaces")
         if "none" in parts and len(parts) > 1:
             raise ValueError(f"none is no loss beside others, leave it or them out: {','.join(parts)}")
         for part in parts:

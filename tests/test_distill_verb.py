@@ -16,7 +16,7 @@ from diffusers import DDPMPipeline, DDPMScheduler
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from edgediff import model_folder, samples
+from edgediff import model_folder, pipeline, samples
 from edgediff.artifacts import read_json, sha256, write_json, write_text
 from edgediff.data import fashion_mnist
 from edgediff.distill import distill, taught_batches
@@ -335,6 +335,31 @@ def test_a_non_finite_loss_stops_and_rolls_back(pruned, small_recipe, quiet, mon
     distill(pruned, slower, quiet, resume=True)
     settings = read_json(pruned.student / "manifest.json")["settings"]
     assert [(part["from_step"], part["learning_rate"]) for part in settings] == [(0, 1e-3), (2, 1e-4)]
+
+
+def test_a_compression_that_would_be_refused_keeps_the_runs_recipe(pruned, small_recipe, quiet):
+    """A standing training, other settings, and no `--resume`: refused before the recipe is written, and by the plan."""
+    recipe = small_recipe(distill=SHORT)
+    pipeline.claim(pruned, recipe)
+    distill(pruned, recipe, quiet)
+    before = pruned.recipe.read_text()
+    longer = small_recipe(distill={"training": {**SHORT["training"], "steps": 9}})
+    for go in (pipeline.compress, pipeline.foresee):
+        with pytest.raises(BadInputError, match="not finished stands at step 3") as caught:
+            go(pruned, longer, quiet)
+        assert "--resume" in caught.value.hint and pruned.recipe.read_text() == before
+    pipeline.foresee(pruned, longer, quiet, resume=True)
+    pipeline.foresee(pruned, recipe, quiet)
+
+
+def test_a_cache_without_feature_maps_is_refused_before_images_are_looked_at(pruned, small_recipe, quiet, monkeypatch):
+    cache = {"targets": 8}
+    distill(pruned, small_recipe(distill={"kd": "output", "cache": cache, **SHORT}), quiet)
+    monkeypatch.setattr(samples, "learned", None)
+    shutil.rmtree(pruned.student)
+    shutil.rmtree(pruned.checkpoints)
+    with pytest.raises(BadInputError, match="the target cache was made with another features"):
+        distill(pruned, small_recipe(distill={"kd": "feature", "cache": cache, **SHORT}), quiet)
 
 
 def test_a_live_teacher_that_answers_no_numbers_is_named(pruned, small_recipe, quiet, monkeypatch):

@@ -186,6 +186,8 @@ def test_a_loss_that_turns_negative_is_not_divided_by_its_mean():
         ({"place": True}, "the weight of place must be a number above 0: True"),
         ("place,output,place=2", "place is given twice"),
         ("output=3,bk_sdm", "output is given twice"),
+        ("output,", "a loss has no name"),
+        ("output,,feature=0.1", "commas stand between names, without spaces"),
         ("place,none", "none is no loss beside others, leave it or them out: place,none"),
         (["none", "place"], "none is no loss beside others"),
     ],

@@ -267,8 +267,13 @@ def _entries_a_shard(size: int) -> int:
     return max(1, SHARD_BYTES // size)
 
 
-def check_source(folder: Path, source: dict[str, str]) -> None:
-    """Raise BadInputError, naming what differs, for the cache of another `source`, which is a part of its identity."""
+def check_source(folder: Path, source: dict[str, str], points: Sequence[Sequence[str]] = ()) -> None:
+    """Raise BadInputError, naming what differs, for the cache of another `source`, which is a part of its identity.
+
+    Args: points: the feature points of every teacher, where their maps are asked for.
+    """
+    if any(points):
+        source = {**source, "features": _worded(points)}
     if (folder / MANIFEST).exists():
         found = read_object(folder / MANIFEST)
         refuse_another("target cache", folder, source, {name: found.get(name, "") for name in source}, HINT)

@@ -23,6 +23,25 @@ ADJUSTABLE = {
 ONCE_FIXED = ("distill.gradient_norms_every",)  # older states and some callers say it, and it decides nothing
 
 
+HASHED = ("images", "teacher", "pruned")  # of an identity: by hashes, which tell a reader nothing
+
+
+def changed_settings(path: Path, config: TrainingConfig) -> list[str]:
+    """Say what of the state's settings is another from here on, in one sentence; nothing where there is none."""
+    if not path.exists():
+        return []
+    asked = config.model_dump(mode="json", include={"steps", *OF_STEPS})
+    last = checkpoint.read_facts(path)["settings"][-1]
+    found = differences({key: value for key, value in last.items() if key in asked}, asked)
+    return [f"goes on with other settings than before: {'; '.join(found.values())}"] if found else []
+
+
+def _with_what(differing: Mapping[str, str]) -> str:
+    """Word what a training is to be resumed with."""
+    hashed = [f"the {key}" for key in HASHED if key in differing]
+    return " and ".join([*hashed, *(["the recipe"] if len(hashed) < len(differing) else [])])
+
+
 def starting_facts(
     path: Path, identity: Mapping[str, Any], config: TrainingConfig, *, processes: int, resume: bool
 ) -> dict[str, Any]:
@@ -53,24 +72,25 @@ def starting_facts(
     facts = {"run": uuid.uuid4().hex, "counts": {}, **checkpoint.read_facts(path)}  # older states have neither
     facts["identity"] = without(facts["identity"], ONCE_FIXED)
     if facts["identity"] != wanted:
-        difference = "; ".join(differences(facts["identity"], wanted).values())
+        found = differences(facts["identity"], wanted)
+        difference = "; ".join(f"other {key}" if key in HASHED else words for key, words in found.items())
         batch = (
             "; `global_batch` is batch_size x gradient_accumulation x processes" if "global_batch" in difference else ""
         )
         raise BadInputError(
             f"the checkpoint belongs to another training ({difference}): `{path}`",
-            f"resume with the recipe it was started with, or delete that file to start again{batch}",
+            f"resume with {_with_what(found)} it was started with, or delete that file to start again{batch}",
+        )
+    if facts["step"] > config.steps:
+        raise BadInputError(
+            f"the checkpoint stands at step {facts['step']}, beyond the {config.steps} steps asked for: `{path}`",
+            "ask for at least as many steps, or delete that file to start again",
         )
     if not resume:
         state = "a finished" if facts["step"] == facts["settings"][-1]["steps"] else "an unfinished"
         raise BadInputError(
             f"{state} training stands at step {facts['step']}: `{path}`",
             "add `--resume` to go on from there, or delete that file to start again",
-        )
-    if facts["step"] > config.steps:
-        raise BadInputError(
-            f"the checkpoint stands at step {facts['step']}, beyond the {config.steps} steps asked for: `{path}`",
-            "ask for at least as many steps, or delete that file to start again",
         )
     facts["resumed_at"].append(facts["step"])
     last = {key: value for key, value in facts["settings"][-1].items() if key != "from_step"}

@@ -30,6 +30,7 @@ from edgediff.errors import InterruptedStageError, StageFailedError
 from edgediff.interrupts import deferred_interrupt
 from edgediff.recipe import TrainingConfig
 from edgediff.training import checkpoint, finite, processes
+from edgediff.training.alone import alone
 from edgediff.training.ema import EMA
 from edgediff.training.facts import starting_facts
 from edgediff.training.log import open_log
@@ -127,10 +128,11 @@ def train(
           counts: from all processes to numbers, of all of them, since this call; kept in the state and added up over
           the parts of a training.
     Raises: BadInputError when a state exists and `resume` is false, or belongs to another training, or has more
-            steps behind it than `config.steps`; for a precision that this device does not train in, and for a launcher
-            whose engine keeps a state of its own; MissingExtraError for a tracker that is not installed;
-            StageFailedError at the first non-finite loss or gradient of any process, after rolling the log back to
-            the state, when another process is lost, and when memory does not hold a step;
+            steps behind it than `config.steps`; when another training writes there; for a precision that this device
+            does not train in, and for a launcher whose engine keeps a state of its own; MissingExtraError for a
+            tracker that is not installed; StageFailedError at the first non-finite loss or gradient of any process,
+            after rolling the log back to the state, when what is learned from is not finite, when another process is
+            lost, and when memory does not hold a step;
             InterruptedStageError on SIGINT or SIGTERM to any process, after saving the state.
     """
     device = next(model.parameters()).device
@@ -139,10 +141,11 @@ def train(
     check_trackers(config.trackers)
     accelerator = processes.accelerator(config.gradient_accumulation)
     path = checkpoints / checkpoint.FILE_NAME
-    facts = starting_facts(path, identity, config, processes=accelerator.num_processes, resume=resume)
-    start, before = facts["step"], facts["counts"]
     with ExitStack() as stack:
         stack.enter_context(processes.naming_lost_process())
+        stack.enter_context(alone(checkpoints))
+        facts = starting_facts(path, identity, config, processes=accelerator.num_processes, resume=resume)
+        start, before = facts["step"], facts["counts"]
         processes.check_agreement({key: facts[key] for key in ("identity", "step")})
         # FSDP changes the classes of the modules that it cuts, so the caller keeps a model that it never touched.
         cut = accelerator.distributed_type == DistributedType.FSDP

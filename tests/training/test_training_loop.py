@@ -13,7 +13,9 @@ from small_training import CONFIG, IDENTITY, Regression, inputs_at, make_network
 from edgediff.errors import BadInputError, CorruptArtifactError, InterruptedStageError, StageFailedError
 from edgediff.recipe import TrainingConfig
 from edgediff.training import checkpoint
+from edgediff.training.alone import LOCK
 from edgediff.training.ema import EMA
+from edgediff.training.facts import changed_settings
 from edgediff.training.loop import learning_rate, unreached_rate
 from edgediff.training.precision import autocast, settled
 
@@ -266,6 +268,45 @@ def test_a_non_finite_loss_leaves_the_last_good_state(tmp_path, value):
     assert all(torch.isfinite(parameter).all() for parameter in network.parameters())
 
 
+def test_two_trainings_in_one_folder_are_noticed(tmp_path):
+    """While a training is at it; what it leaves behind, killed or not, is in nobody's way."""
+
+    def another(step):
+        if step == 5:
+            with pytest.raises(BadInputError, match="another training is writing here") as caught:
+                run(tmp_path, resume=True)
+            assert "--resume" in caught.value.hint
+
+    run(tmp_path, before=another)
+    assert [line["step"] for line in log_of(tmp_path)] == list(range(1, 41))
+    run(tmp_path, resume=True, config=changed(steps=44))
+    assert [line["step"] for line in log_of(tmp_path)] == list(range(1, 45))
+
+
+def test_settings_that_change_on_the_way_are_told(tmp_path):
+    state = state_of(tmp_path)
+    assert changed_settings(state, CONFIG) == []
+    halfway(tmp_path)
+    assert changed_settings(state, changed(checkpoint_every=7)) == []
+    (words,) = changed_settings(state, changed(steps=80, learning_rate=1e-3))
+    assert "steps 40 → 80" in words and "learning_rate 0.01 → 0.001" in words
+
+
+@pytest.mark.parametrize(("key", "what"), [("images", "the images"), ("data", "the recipe")])
+def test_what_has_changed_under_a_training_is_named(tmp_path, key, what):
+    halfway_identity = {**IDENTITY, "images": "0" * 64}
+    with pytest.raises(InterruptedStageError):
+        run(
+            tmp_path,
+            identity=halfway_identity,
+            before=lambda now: signal.raise_signal(signal.SIGINT) if now == 5 else None,
+        )
+    with pytest.raises(BadInputError, match="another training") as caught:
+        run(tmp_path, identity={**halfway_identity, key: "1" * 64}, resume=True)
+    assert f"resume with {what} it was started with" in caught.value.hint
+    assert ("other images" in caught.value.message) == (key == "images") != ("1111" in caught.value.message)
+
+
 def test_what_is_learned_from_is_not_blamed_on_the_learning_rate(tmp_path):
     def spoiled(step, positions):
         return inputs_at(step, positions) * (math.inf if step == 6 else 1)
@@ -384,7 +425,7 @@ def test_a_full_disk_names_the_state_and_keeps_the_last_one(tiny_disk):
     with pytest.raises(StageFailedError, match=r"no space left while writing: .*training\.safetensors"):
         run(tiny_disk, network=make_network(width=1000))
     assert checkpoint.read_facts(state_of(tiny_disk))["step"] == 4
-    assert os.listdir(tiny_disk / "checkpoints") == [checkpoint.FILE_NAME]
+    assert sorted(os.listdir(tiny_disk / "checkpoints")) == [LOCK, checkpoint.FILE_NAME]
     _, result = run(tiny_disk, network=make_network(width=1000), resume=True, config=changed(steps=4))
     assert result.resumed_at == [4]
 
