@@ -431,14 +431,15 @@ def _stage(
 ) -> Iterator[tuple[Run, Recipe, Output]]:
     """Open an existing run with its recipe, changed by the overrides, for one stage."""
     with _speaking(json, quiet, together=together) as output:
-        from edgediff import pipeline
         from edgediff.recipe import Recipe, apply_overrides
         from edgediff.recipe import check as check_recipe
         from edgediff.run import Run
 
         run = Run(path)
-        values = apply_overrides(pipeline.stored_recipe(run), overrides or ())
+        values = apply_overrides(run.stored_recipe(), overrides or ())
         recipe = check_recipe(values, Recipe, f"`{run.recipe}`")
+        from edgediff import pipeline  # last: it takes seconds, which a mistyped path or key need not
+
         pipeline.refuse_other_recipe(run, recipe)
         with pipeline.claimed(run, recipe) if overrides else nullcontext():
             yield run, recipe, output

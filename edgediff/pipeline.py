@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from edgediff import model_folder, roles, samples, teacher
 from edgediff.artifacts import MANIFEST, claims, content_hash, write_text
@@ -200,8 +199,8 @@ def refuse_other_recipe(run: Run, recipe: Recipe) -> None:
         more = f"; and {len(differing) - NAMED} more" if len(differing) > NAMED else ""
         raise BadInputError(
             f"folder holds another recipe's run, old → new: {'; '.join(differing[:NAMED])}{more}: `{run.path}`",
-            f"go on with the recipe that it was started with, `{run.recipe}`, choose another folder with `--out`, or "
-            "delete this one to start again",
+            f"go on with the recipe that it was started with, `{run.recipe}`, start another with `--out` (`edgediff prune` "
+            "or `compress`), or delete this one to start again",
         )
 
 
@@ -250,13 +249,3 @@ def claimed(run: Run, recipe: Recipe) -> Iterator[None]:
     except (BadInputError, MissingExtraError):
         write_text(run.recipe, before)
         raise
-
-
-def stored_recipe(run: Run) -> dict[str, Any]:
-    """Return the recipe of an existing run as plain data, for stage commands to override and check.
-
-    Raises: BadInputError when there is no run at that path.
-    """
-    if not run.recipe.exists():
-        raise BadInputError(f"not a run folder: `{run.path}`", "`edgediff prune` or `edgediff compress` starts one")
-    return read_yaml(run.recipe)

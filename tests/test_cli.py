@@ -68,7 +68,7 @@ BAD = {
     "not an override": (["nonsense"], ["not an override: `nonsense`"]),
     "unknown recipe": (["--recipe", "fashion-ddpm-dmo"], ["unknown recipe", "fashion-ddpm-demo"]),
     "missing recipe": (["--recipe", "nowhere.yaml"], ["recipe not found: `nowhere.yaml`"]),
-    "unknown data": (["data.name=cifar"], ["unknown data: cifar"]),
+    "unknown data": (["data.name=cifar"], ["no data set and no folder of images: cifar", "fashion-mnist"]),
     "more steps than trained": (["evaluate.num_inference_steps=2000"], ["beyond the 1000 timesteps of training: 2000"]),
     "missing extra": (["build.backends=[tensorrt]"], ["pip install 'edgediff[trt]'"]),
 }

@@ -32,13 +32,14 @@ def load(config: DataConfig, split: Split, *, shape: tuple[int, int, int], outpu
         if images.shape != shape:
             raise BadInputError(
                 f"images of {config.name} are {_sized(images.shape)}, samples of the model are {_sized(shape)}",
-                "choose data that fits the model; a folder of image files is resized to it",
+                "name a folder of your own images with `data.name=FOLDER`, they are resized to the model",
             )
         return images
     root = Path(config.name)
     if not root.is_dir():
         raise BadInputError(
-            f"unknown data: {config.name}", f"{nearest(config.name, KNOWN)}; or give a folder of images"
+            f"no data set and no folder of images: {config.name}",
+            f"{nearest(config.name, KNOWN)}; folders are looked for from where the command is run: {Path.cwd()}",
         )
     return folder.load(root, split, shape, output or Output())
 

@@ -173,9 +173,10 @@ class EncodedImages:
 
     def _note_damage(self, index: int, reason: Exception) -> None:
         where = self.encoded.where(index)
-        damage = CorruptArtifactError(f"image cannot be decoded: `{where}`", f"repair it ({reason})")
+        words = str(reason).partition(" <")[0]  # Pillow adds the address of the bytes
+        damage = CorruptArtifactError(f"image cannot be decoded: `{where}`", f"repair it ({words})")
         if self._damaged.setdefault(index, damage) is damage:  # another thread may have been first
-            self.tell(f"image cannot be decoded, the next one takes its place: `{where}` ({reason})")
+            self.tell(f"image cannot be decoded, the next one takes its place: `{where}` ({words})")
 
 
 @cache
