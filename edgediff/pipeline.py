@@ -199,8 +199,8 @@ def refuse_other_recipe(run: Run, recipe: Recipe) -> None:
         more = f"; and {len(differing) - NAMED} more" if len(differing) > NAMED else ""
         raise BadInputError(
             f"folder holds another recipe's run, old → new: {'; '.join(differing[:NAMED])}{more}: `{run.path}`",
-            f"go on with the recipe that it was started with, `{run.recipe}`, start another with `--out` (`edgediff prune` "
-            "or `compress`), or delete this one to start again",
+            f"go on with the recipe that it was started with, `{run.recipe}`, start another with `--out` (`edgediff "
+            "prune` or `compress`), or delete this one to start again",
         )
 
 
