@@ -47,7 +47,8 @@ def compress(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) 
     """
     with processes.main_first():
         check_precision(recipe.distill.training.precision, processes.device())
-        refuse_unasked_resumption(run, recipe, resume)
+        refuse_other_recipe(run, recipe)
+        check_standing(run, recipe, resume=resume)
         prepare(run, recipe, output)
         prune(run, recipe, output)
     teach(run, recipe, output, resume=resume)
@@ -98,7 +99,7 @@ def foresee(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
     with processes.main_first():
         check_precision(recipe.distill.training.precision, processes.device())
         check_ahead(run, recipe, output)
-        refuse_unasked_resumption(run, recipe, resume)
+        check_standing(run, recipe, resume=resume)
         found = plan(recipe, run.profile)
         return found.model_copy(update={"stages": _without_finished(found.stages, run, recipe)})
 
@@ -117,22 +118,29 @@ def _without_finished(stages: Sequence[StagePlan], run: Run, recipe: Recipe) -> 
     return [*stages[:first], *done, *stages[until:]]
 
 
-def refuse_unasked_resumption(run: Run, recipe: Recipe, resume: bool) -> None:
-    """Refuse a training that stands in the folder and is not this recipe's finished one, unless it is to be resumed.
+def check_standing(run: Run, recipe: Recipe, *, resume: bool) -> None:
+    """Refuse trainings that stand in the folder, assistants' too, where this recipe can or may not go on with them.
 
-    Training would refuse it too, but with the run's recipe already written over.
+    Training would refuse them too, but with the run's recipe already written over.
 
-    Raises: BadInputError.
+    Raises: BadInputError for more steps taken than asked for, and, unless they are to be resumed, for trainings that
+    are not this recipe's finished ones.
     """
-    taken = checkpoint.finished_steps(run.checkpoints)
-    if resume or not taken or any(map(teacher.registered, (recipe.teacher, *recipe.distill.teachers))):
-        return
+    if any(map(teacher.registered, (recipe.teacher, *recipe.distill.teachers))):
+        return  # a teacher that is not here has taught nothing here
     fingerprint = cache(model_folder.fingerprint)
-    if not (_pruned(run, recipe, fingerprint) and _distilled(run, recipe, fingerprint)):
-        raise BadInputError(
-            f"a training that this recipe has not finished stands at step {taken}: `{run.checkpoints}`",
-            "add `--resume` to go on from there with these settings, or choose another folder with `--out`",
-        )
+    for part, its in [*roles.assistants(run, recipe), (run, recipe)]:
+        taken, asked = checkpoint.finished_steps(part.checkpoints), its.distill.training.steps
+        if taken > asked:
+            raise BadInputError(
+                f"a training stands at step {taken}, beyond the {asked} asked for: `{part.checkpoints}`",
+                "ask for at least as many steps, or choose another folder with `--out`",
+            )
+        if taken and not resume and not (_pruned(part, its, fingerprint) and _distilled(part, its, fingerprint)):
+            raise BadInputError(
+                f"a training that this recipe has not finished stands at step {taken}: `{part.checkpoints}`",
+                "add `--resume` to go on from there with these settings, or choose another folder with `--out`",
+            )
 
 
 def _pruned(run: Run, recipe: Recipe, fingerprint: Callable[[Path], str]) -> bool:

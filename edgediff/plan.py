@@ -298,7 +298,7 @@ def _distill_plan(
     )
     if cached:
         what += f"; {answers:,} teacher targets kept, {_targets_mib(recipe.distill, models, images):,.0f} MiB on disk"
-        if images <= cached:
+        if images <= cached and recipe.distill.cache.folder is None:  # others may have filled one that is shared
             what += "; none would be read again, so nothing is saved"
     return StagePlan(
         stage=stage,

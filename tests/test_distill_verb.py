@@ -66,6 +66,7 @@ def test_every_objective_trains_a_stock_student(kd, pruned, small_recipe, quiet)
     assert all(set(line) == expected for line in lines[1:])
 
 
+ONE_STEP = {"training": {"steps": 1, "batch_size": 2, "warmup_steps": 1, "checkpoint_every": 2}}
 SHORT = {"training": {"steps": 3, "batch_size": 2, "warmup_steps": 1, "checkpoint_every": 2}}
 
 
@@ -350,6 +351,12 @@ def test_a_compression_that_would_be_refused_keeps_the_runs_recipe(pruned, small
         assert "--resume" in caught.value.hint and pruned.recipe.read_text() == before
     pipeline.foresee(pruned, longer, quiet, resume=True)
     pipeline.foresee(pruned, recipe, quiet)
+    other, fewer = (small_recipe(distill={**SHORT, **changes}) for changes in ({"kd": "output"}, ONE_STEP))
+    for changed, message in ((other, "holds another recipe's run"), (fewer, "step 3, beyond the 1 asked for")):
+        for resume in (False, True):
+            with pytest.raises(BadInputError, match=message):
+                pipeline.compress(pruned, changed, quiet, resume=resume)
+    assert pruned.recipe.read_text() == before
 
 
 def test_a_cache_without_feature_maps_is_refused_before_images_are_looked_at(pruned, small_recipe, quiet, monkeypatch):

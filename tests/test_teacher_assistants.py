@@ -64,7 +64,8 @@ def test_a_plan_counts_what_stands_in_the_folder_as_done(small_recipe, quiet, tm
     run, recipe = Run(tmp_path / "run"), small_recipe(prune={"ratio": 0.75}, distill=chain)
 
     def done(planned):
-        stages = [stage for stage in pipeline.foresee(run, planned, quiet).stages if stage.what.startswith("done: ")]
+        found = pipeline.foresee(run, planned, quiet, resume=True).stages
+        stages = [stage for stage in found if stage.what.startswith("done: ")]
         assert all(stage.seconds == 0 for stage in stages)
         return [stage.stage for stage in stages]
 
@@ -78,6 +79,18 @@ def test_a_plan_counts_what_stands_in_the_folder_as_done(small_recipe, quiet, tm
     assert done(longer) == ["prune", "assistant", "assistant"]
     shutil.rmtree(run.assistant(1).student)
     assert done(recipe) == ["prune", "assistant"]
+
+
+def test_an_assistant_that_is_not_finished_is_not_gone_on_with_unasked(small_recipe, quiet, tmp_path):
+    run, recipe = Run(tmp_path / "run"), small_recipe(prune={"ratio": 0.75}, distill=CHAIN)
+    pipeline.claim(run, recipe)
+    prune(run, recipe, quiet)
+    pipeline.teach(run, recipe, quiet)
+    shutil.rmtree(run.assistant(0).student)
+    for go in (pipeline.compress, pipeline.foresee):
+        with pytest.raises(BadInputError, match="not finished stands at step 3") as caught:
+            go(run, recipe, quiet)
+        assert str(run.assistant(0).checkpoints) in caught.value.message and "--resume" in caught.value.hint
 
 
 def test_dense_guidance_is_by_everyone_before(small_recipe, tmp_path):

@@ -92,7 +92,7 @@ def thresholded(x0: Tensor, scheduler: Any, threshold: Threshold) -> Tensor:
     if threshold == "clip":
         return x0.clamp(-limit, limit)
     # The given percentile of |x0|, at least the data's range (Saharia et al. 2022). A sampler then shrinks x0 to that
-    # range; in a target it would move every pixel, and noise made of it by s / a as much at the cleanest timesteps.
+    # range; in a target that would move every pixel, and the eps made of it a / s times as much.
     share = scheduler.config.dynamic_thresholding_ratio
     reach = torch.stack([torch.quantile(own, share) for own in x0.flatten(1).abs()])  # of all at once it takes 2**24
     reach = reach.clamp(min=limit).view(-1, *(1,) * (x0.dim() - 1))

@@ -13,12 +13,15 @@ from edgediff.artifacts import digest, without
 from edgediff.diffusion import schedule
 from edgediff.distillation.targets import uses_features
 from edgediff.model_folder import Loaded
-from edgediff.recipe import DISTILL_WATCHING, PLACES, DistillConfig, Recipe
+from edgediff.recipe import DISTILL_WATCHING, PLACES, TWO_PART_LOSSES, DistillConfig, Recipe
 from edgediff.training import processes
 from edgediff.training.batches import TOLD
 from edgediff.training.precision import settled
 
-SUM_OF_PLACES = "added up over places"  # a mean before: another objective under the same recipe
+# Of objectives that were others under the same recipe before: their students are stale, their states are not gone on
+# with.
+PLACES_COMPARED = "added up over places, a block with one block"
+REVISION = 2  # of what `_revised` tells
 WATCHING = (*(f"distill.{name}" for name in DISTILL_WATCHING), *PLACES)  # keys of `of_student`
 
 
@@ -27,8 +30,16 @@ def of_student(recipe: Recipe) -> dict[str, Any]:
     # Of teachers and caches the inputs hold hashes: where they lie decides nothing.
     own = recipe.distill.model_dump(mode="json", exclude={"teachers": True, "cache": {"folder"}})
     if uses_features(recipe.distill):
-        own["feature_losses"] = SUM_OF_PLACES
+        own["feature_losses"] = PLACES_COMPARED
+    if _revised(recipe.distill):
+        own["revision"] = REVISION
     return {"distill": own, "data": recipe.data.model_dump(mode="json")}
+
+
+def _revised(config: DistillConfig) -> bool:
+    """Tell whether a loss or a target of this config is computed otherwise than it was."""
+    learnable = config.place.fine_weight == "learnable" and set(config.kd) & set(TWO_PART_LOSSES)
+    return bool("dist" in config.kd or learnable or (config.kd and config.x0_threshold == "dynamic"))
 
 
 def of_training(recipe: Recipe, inputs: Mapping[str, str]) -> dict[str, Any]:

@@ -53,7 +53,9 @@ class LearnableFineWeight(nn.Module):
         """Return `lift` or `place`, settings bound, with this weight, and with its penalty in `total`."""
 
         def weighted(student: Tensor, teacher: Tensor, *, reduction: Reduction = "sum") -> KDTerms:
-            log_variance = UNIT * self.units.squeeze()
+            units = self.units.squeeze()
+            # The gradient is that of s, which clipping weighs against the student's; Adam asks for no size of it.
+            log_variance = units + (UNIT - 1) * units.detach()
             terms = loss(student, teacher, reduction=reduction, fine_weight=torch.exp(-log_variance))
             elements = student.shape[1:].numel() / divisor(student, reduction)
             return terms._replace(total=terms.total + elements * log_variance)

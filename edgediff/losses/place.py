@@ -98,7 +98,7 @@ def _grouped(
         return student.flatten(2).unsqueeze(-2), teacher.flatten(2).unsqueeze(-2), None
     members, largest, mask = order(student, teacher, group_size, grouping, generator), max(last, group_size), None
     if last != group_size:
-        # The missing places of the smaller groups hold element 0, which is real and finite, and count for nothing.
+        # The missing places of smaller groups hold the first element, which is real and finite, and count for nothing.
         first = torch.arange(groups, device=members.device).unsqueeze(-1) * group_size
         place = torch.arange(largest, device=members.device)
         belongs = (place < group_size).repeat(groups, 1)

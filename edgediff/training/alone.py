@@ -29,7 +29,7 @@ def alone(folder: Path) -> Iterator[None]:
             lock.acquire(blocking=False)
         except Timeout:
             free = False
-        except NotImplementedError:  # a file system that knows no locks
+        except (OSError, NotImplementedError):  # a file system that knows no locks
             pass
     if not all(processes.of_all(free)):
         raise BadInputError(

@@ -23,7 +23,8 @@ ADJUSTABLE = {
 ONCE_FIXED = ("distill.gradient_norms_every",)  # older states and some callers say it, and it decides nothing
 
 
-HASHED = ("images", "teacher", "pruned")  # of an identity: by hashes, which tell a reader nothing
+# Of an identity, by hashes, which tell a reader nothing.
+HASHED = {"images": "images", "teacher": "teacher", "pruned": "pruned model"}
 
 
 def changed_settings(path: Path, config: TrainingConfig) -> list[str]:
@@ -33,12 +34,12 @@ def changed_settings(path: Path, config: TrainingConfig) -> list[str]:
     asked = config.model_dump(mode="json", include={"steps", *OF_STEPS})
     last = checkpoint.read_facts(path)["settings"][-1]
     found = differences({key: value for key, value in last.items() if key in asked}, asked)
-    return [f"goes on with other settings than before: {'; '.join(found.values())}"] if found else []
+    return [f"from here on with other settings than before: {'; '.join(found.values())}"] if found else []
 
 
 def _with_what(differing: Mapping[str, str]) -> str:
     """Word what a training is to be resumed with."""
-    hashed = [f"the {key}" for key in HASHED if key in differing]
+    hashed = [f"the {words}" for key, words in HASHED.items() if key in differing]
     return " and ".join([*hashed, *(["the recipe"] if len(hashed) < len(differing) else [])])
 
 
@@ -73,7 +74,7 @@ def starting_facts(
     facts["identity"] = without(facts["identity"], ONCE_FIXED)
     if facts["identity"] != wanted:
         found = differences(facts["identity"], wanted)
-        difference = "; ".join(f"other {key}" if key in HASHED else words for key, words in found.items())
+        difference = "; ".join(f"other {HASHED[key]}" if key in HASHED else words for key, words in found.items())
         batch = (
             "; `global_batch` is batch_size x gradient_accumulation x processes" if "global_batch" in difference else ""
         )

@@ -292,9 +292,11 @@ def test_settings_that_change_on_the_way_are_told(tmp_path):
     assert "steps 40 → 80" in words and "learning_rate 0.01 → 0.001" in words
 
 
-@pytest.mark.parametrize(("key", "what"), [("images", "the images"), ("data", "the recipe")])
+@pytest.mark.parametrize(
+    ("key", "what"), [("images", "the images"), ("pruned", "the pruned model"), ("data", "the recipe")]
+)
 def test_what_has_changed_under_a_training_is_named(tmp_path, key, what):
-    halfway_identity = {**IDENTITY, "images": "0" * 64}
+    halfway_identity = {**IDENTITY, "images": "0" * 64, "pruned": "0" * 64}
     with pytest.raises(InterruptedStageError):
         run(
             tmp_path,
@@ -304,7 +306,7 @@ def test_what_has_changed_under_a_training_is_named(tmp_path, key, what):
     with pytest.raises(BadInputError, match="another training") as caught:
         run(tmp_path, identity={**halfway_identity, key: "1" * 64}, resume=True)
     assert f"resume with {what} it was started with" in caught.value.hint
-    assert ("other images" in caught.value.message) == (key == "images") != ("1111" in caught.value.message)
+    assert (f"other {what[4:]}" in caught.value.message) == (key != "data") != ("1111" in caught.value.message)
 
 
 def test_what_is_learned_from_is_not_blamed_on_the_learning_rate(tmp_path):
