@@ -431,12 +431,12 @@ def _stage(
 ) -> Iterator[tuple[Run, Recipe, Output]]:
     """Open an existing run with its recipe, changed by the overrides, for one stage."""
     with _speaking(json, quiet, together=together) as output:
-        from edgediff.recipe import Recipe, apply_overrides
+        from edgediff.recipe import Recipe, apply_overrides, read_stored
         from edgediff.recipe import check as check_recipe
         from edgediff.run import Run
 
         run = Run(path)
-        values = apply_overrides(run.stored_recipe(), overrides or ())
+        values = apply_overrides(read_stored(run.recipe), overrides or ())
         recipe = check_recipe(values, Recipe, f"`{run.recipe}`")
         from edgediff import pipeline  # last: it takes seconds, which a mistyped path or key need not
 

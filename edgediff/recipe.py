@@ -582,6 +582,17 @@ class AutoencoderRecipe(Config):
 AnyRecipe = TypeVar("AnyRecipe", bound=Config)
 
 
+def read_stored(path: Path) -> dict[str, Any]:
+    """Return the recipe of an existing run as plain data, for stage commands to override and check.
+
+    Args: path: of the recipe in the run's folder.
+    Raises: BadInputError when there is no run.
+    """
+    if not path.exists():
+        raise BadInputError(f"not a run folder: `{path.parent}`", "`edgediff prune` or `edgediff compress` starts one")
+    return read_yaml(path)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a recipe file without checking its keys.
 

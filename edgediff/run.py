@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-from edgediff.errors import BadInputError
-from edgediff.recipe import read_yaml
+from typing import Literal
 
 Role = Literal["teacher", "pruned", "student"]
 ROLES: tuple[Role, ...] = ("teacher", "pruned", "student")
@@ -27,17 +24,6 @@ class Run:
     def recipe(self) -> Path:
         """The resolved recipe, every default written out."""
         return self.path / "recipe.yaml"
-
-    def stored_recipe(self) -> dict[str, Any]:
-        """Return the recipe as plain data, for stage commands to override and check.
-
-        Raises: BadInputError when there is no run at that path.
-        """
-        if not self.recipe.exists():
-            raise BadInputError(
-                f"not a run folder: `{self.path}`", "`edgediff prune` or `edgediff compress` starts one"
-            )
-        return read_yaml(self.recipe)
 
     @property
     def pruned(self) -> Path:

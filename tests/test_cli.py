@@ -117,7 +117,7 @@ def test_a_folder_of_another_run(edgediff, small_teacher, tmp_path):
     before = (tmp_path / "run" / "recipe.yaml").read_text()
     code, _, err = edgediff(*start, "--ratio", "0.25")
     assert code == 2 and "another recipe's run, old → new: prune.ratio 0.5 → 0.25: `" in err
-    assert f"started with, `{tmp_path / 'run' / 'recipe.yaml'}`" in err and "another folder with `--out`" in err
+    assert f"started with, `{tmp_path / 'run' / 'recipe.yaml'}`" in err and "start another with `--out`" in err
     code, _, err = edgediff(*start, "--params", "20k", "prune.seed=1", "prune.refine=svs", "prune.num_images=3")
     assert "prune.num_images 16 → 3; prune.params not given → 20000; prune.ratio 0.5 → not given; and 2 more: `" in err
     assert (tmp_path / "run" / "recipe.yaml").read_text() == before

@@ -64,7 +64,7 @@ def load():
 
 
 class Listening(Output):
-    """Keeps what it is told, and how far progress was when it was shown and came from then on."""
+    """Keeps what it is told, and how far progress of encoding was when it was shown and came from then on."""
 
     def __init__(self):
         super().__init__("quiet")
@@ -75,6 +75,10 @@ class Listening(Output):
 
     @contextmanager
     def progress(self, what, total, done=0):
+        if what == "hash images":  # which depends on how old the files are
+            with super().progress(what, total, done) as unheard:
+                yield unheard
+            return
         self.shown.append((what, total, done))
         yield self
 
