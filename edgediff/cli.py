@@ -91,7 +91,9 @@ def compress(
     kd: Kd = None,
     cache_targets: CacheTargets = None,
     trt: Trt = False,
-    resume: Resume = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue an interrupted run, with its recipe where none is given.")
+    ] = False,
     dry_run: DryRun = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -101,13 +103,16 @@ def compress(
         from edgediff import pipeline
         from edgediff.run import Run
 
+        run = Run(out)
+        if resume and recipe is None and run.recipe.exists():
+            recipe = str(run.recipe)  # what is not given again stays as it was
         changes = _with_cache(_with_trt(overrides, trt), cache_targets)
         targets = _targets(ratio, params, macs, latency, memory, device)
         resolved = _resolve(recipe, teacher, targets, changes, kd)
         if dry_run:
-            _show_plan(pipeline.foresee(Run(out), resolved, output, resume=resume), resolved, output)
+            _show_plan(pipeline.foresee(run, resolved, output, resume=resume), resolved, output)
             return
-        report = pipeline.compress(Run(out), resolved, output, resume=resume)
+        report = pipeline.compress(run, resolved, output, resume=resume)
         if report is not None:
             output.data(report.model_dump(mode="json"))
 

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from edgediff import model_folder, roles, samples, teacher
-from edgediff.artifacts import MANIFEST, claims, content_hash, write_text
+from edgediff.artifacts import MANIFEST, claims, content_hash, read_object, write_text
 from edgediff.benchmark import benchmark
 from edgediff.build import build, check_buildable
 from edgediff.diagnose import diagnose
@@ -197,6 +197,8 @@ def refuse_other_recipe(run: Run, recipe: Recipe) -> None:
     if (run.pruned / MANIFEST).exists():
         for section in ("teacher", "data", "prune"):
             found |= differences(before[section], after[section], section)
+        if "teacher" in found and _is_cut_from(run, recipe.teacher):
+            del found["teacher"]  # the same one, by another name or at another place
     chain = [run, *(run.assistant(place) for place in range(len(made_by.distill.assistants)))]
     if any((of.student / MANIFEST).exists() or checkpoint.finished_steps(of.checkpoints) for of in chain):
         found |= differences(before["distill"], after["distill"], "distill")
@@ -210,6 +212,14 @@ def refuse_other_recipe(run: Run, recipe: Recipe) -> None:
             f"go on with the recipe that it was started with, `{run.recipe}`, start another with `--out` (`edgediff "
             "prune` or `compress`), or delete this one to start again",
         )
+
+
+def _is_cut_from(run: Run, name: str) -> bool:
+    """Tell whether the run's pruned model was made of a teacher that is on this machine."""
+    if name not in teacher.zoo() and not Path(name).is_dir():
+        return False
+    made_of = read_object(run.pruned / MANIFEST)["inputs"]["teacher"]
+    return bool(made_of == model_folder.fingerprint(teacher.resolve(name).folder))
 
 
 def _adjustable(run: Run, made_by: Recipe, *, longer: bool) -> set[str]:

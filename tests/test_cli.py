@@ -123,6 +123,21 @@ def test_a_folder_of_another_run(edgediff, small_teacher, tmp_path):
     assert (tmp_path / "run" / "recipe.yaml").read_text() == before
 
 
+def test_a_teacher_that_moved_is_the_same_one(edgediff, small_teacher, tmp_path):
+    start = ["prune", "--ratio", "0.5", "--out", tmp_path / "run", "--quiet", "--teacher"]
+    assert edgediff(*start, small_teacher)[0] == 0
+    made = (tmp_path / "run" / "pruned" / "manifest.json").read_bytes()
+    moved = shutil.copytree(small_teacher, tmp_path / "moved")
+    assert edgediff(*start, moved)[0] == 0
+    assert (tmp_path / "run" / "pruned" / "manifest.json").read_bytes() == made
+    assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["teacher"] == str(moved)
+    code, _, err = edgediff(*start, "fashion-ddpm")
+    assert code == 2 and f"another recipe's run, old → new: teacher {moved} → fashion-ddpm: `" in err
+    shutil.rmtree(moved)
+    code, _, err = edgediff(*start, moved)
+    assert code == 2 and str(moved) in err
+
+
 def test_a_file_where_the_run_folder_should_be(edgediff, small_teacher, tmp_path):
     (tmp_path / "file").write_text("mine")
     code, _, err = edgediff("prune", "--teacher", small_teacher, "--ratio", "0.5", "--out", tmp_path / "file")
@@ -212,12 +227,34 @@ def test_a_dry_run_refuses_the_folder_of_another_run_and_leaves_it_alone(edgedif
     assert contents(run) == before
 
 
+def test_a_resumed_run_goes_on_with_its_own_recipe(edgediff, small_teacher, tmp_path):
+    run = Run(tmp_path / "run")
+    assert (
+        edgediff("prune", "--teacher", small_teacher, "--ratio", "0.5", "--out", run.path, "prune.refine=svs")[0] == 0
+    )
+    own = yaml.safe_load(run.recipe.read_text())
+    again = ["compress", "--out", run.path, "--dry-run", "--json"]
+    assert edgediff(*again)[0] == 2  # no target
+    assert json.loads(edgediff(*again, "--resume")[1])["recipe"] == own
+    longer = json.loads(edgediff(*again, "--resume", "distill.training.steps=7")[1])["recipe"]
+    assert longer["distill"]["training"].pop("steps") == 7
+    own["distill"]["training"].pop("steps")
+    assert longer == own
+    code, _, err = edgediff(*again, "--resume", "--ratio", "0.25")
+    assert code == 2 and "prune.ratio 0.5 → 0.25" in err
+
+
 def test_a_dry_run_refuses_the_targets_of_another_teacher(edgediff, small_teacher, tmp_path):
     targets = tmp_path / "targets"
     write_json(targets / "manifest.json", {"teacher": "another's", "scheduler": "another"})
     plan = ["compress", "--teacher", small_teacher, "--ratio", "0.5", "--out", tmp_path / "run", "--dry-run"]
     code, _, err = edgediff(*plan, "--cache-targets", "8", f"distill.cache.folder={targets}")
-    assert code == 2 and "the target cache was made with another" in err and "scheduler" in err and "teacher" in err
+    assert (
+        code == 2
+        and "the target cache was made with another" in err
+        and "noise schedule (another → " in err
+        and "teacher (another's → " in err
+    )
 
 
 def test_errors_are_data_for_machines(edgediff, tmp_path):

@@ -7,6 +7,7 @@ tensors' names.
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from edgediff.errors import BadInputError
 SHARD_BYTES = 64 * 2**20  # about; small enough to be made in a moment
 OPEN = 64  # shards of a store that are mapped at once: systems give a process as few as 256 file descriptors
 CHECKSUMS = "crc32"
+HASH = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{56}\b")  # sha256
+LONGEST = 60  # characters of a value in a sentence
 KINDS = {"F16": np.float16, "U32": np.uint32, "I32": np.int32, "I64": np.int64}
 
 
@@ -72,11 +75,21 @@ def save(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 def refuse_another(what: str, folder: Path, wanted: Mapping[str, Any], found: Mapping[str, Any], hint: str) -> None:
     """Refuse what was made from other things than `wanted`, by name.
 
-    Raises: BadInputError that names what differs.
+    Raises: BadInputError that names what differs, with what was found and what is wanted.
     """
-    differing = [name for name in sorted({*wanted, *found}) if wanted.get(name) != found.get(name)]
+    differing = [
+        f"{name} ({_brief(found.get(name))} → {_brief(wanted.get(name))})"
+        for name in sorted({*wanted, *found})
+        if wanted.get(name) != found.get(name)
+    ]
     if differing:
         raise BadInputError(f"the {what} was made with another {', '.join(differing)}: `{folder}`", hint)
+
+
+def _brief(value: Any) -> str:
+    """Word a value for a sentence: hashes by their first digits, the beginning of what is long."""
+    words = "not given" if value in (None, "") else HASH.sub(r"\1", str(value))
+    return words if len(words) <= LONGEST else f"{words[:LONGEST]}…"
 
 
 def checksum(values: np.ndarray) -> int:

@@ -42,7 +42,7 @@ FORMAT = 1
 SHARD_BYTES = 16 * 2**20
 LARGEST_HALF, HALF_BYTES = 65504.0, 2
 NO_FEATURES = "no"
-HINT = "give another folder with `distill.cache.folder=`, or delete this one"
+WORDS = {"scheduler": "noise schedule", "told": "conditioning dropout or random conditioning"}  # of the identity
 SHARDS = "shard-*.safetensors"
 DAMAGE = (ValueError, KeyError)  # what opening a shard that is not whole raises
 READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -156,7 +156,7 @@ class TargetCache:
         asked = self._identity["features"]
         if self.maps == 1:  # a cache with features serves predictions too
             self._identity["features"] = found.get("features", NO_FEATURES)
-        refuse_another("target cache", self.folder, self._identity, found, HINT)
+        _refuse_another(self.folder, self._identity, found)
         if self._identity["features"] != asked:  # what it lacks must be computed whole
             self.live = replace(self.live, points=_points(self._identity["features"]))
 
@@ -276,7 +276,13 @@ def check_source(folder: Path, source: dict[str, str], points: Sequence[Sequence
         source = {**source, "features": _worded(points)}
     if (folder / MANIFEST).exists():
         found = read_object(folder / MANIFEST)
-        refuse_another("target cache", folder, source, {name: found.get(name, "") for name in source}, HINT)
+        _refuse_another(folder, source, {name: found.get(name, "") for name in source})
+
+
+def _refuse_another(folder: Path, wanted: Mapping[str, str], found: Mapping[str, str]) -> None:
+    wanted, found = ({WORDS.get(name, name): value for name, value in of.items()} for of in (wanted, found))
+    hint = "give another folder with `distill.cache.folder=`, or delete this one if no other run uses it"
+    refuse_another("target cache", folder, wanted, found, hint)
 
 
 def _opened(path: Path) -> Shard | None:

@@ -10,13 +10,21 @@ from pathlib import Path
 from typing import TextIO
 
 from edgediff.artifacts import naming_full_disk
+from edgediff.errors import BadInputError
 
 Line = dict[str, float]
 
 
 def read(path: Path) -> list[Line]:
-    """Return the quantities of every step, in order."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """Return the quantities of every step, in order.
+
+    Raises: BadInputError for a line that is no step's.
+    """
+    lines = [_parsed(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    if None in lines:
+        place = lines.index(None) + 1
+        raise BadInputError(f"line {place} of a training's log is damaged: `{path}`", "restore or delete that line")
+    return [line for line in lines if line is not None]
 
 
 def last_mean(log: Sequence[Line]) -> Line:
@@ -67,11 +75,17 @@ def _truncate(path: Path, step: int) -> None:
     with path.open("rb+") as file:
         end = 0
         for line in file:
-            try:
-                whole = line.endswith(b"\n") and json.loads(line)["step"] <= step
-            except (ValueError, KeyError, TypeError):
-                whole = False
-            if not whole:
+            values = _parsed(line) if line.endswith(b"\n") else None
+            if values is None or values["step"] > step:
                 break
             end += len(line)
         file.truncate(end)
+
+
+def _parsed(line: str | bytes) -> Line | None:
+    """Return the quantities of a step, or None for what is no line of a log."""
+    try:
+        values = json.loads(line)
+    except ValueError:
+        return None
+    return values if isinstance(values, dict) and isinstance(values.get("step"), int) else None

@@ -1,12 +1,14 @@
 """Stores of many shards on systems that give a process few open files."""
 
 import os
+from hashlib import sha256
 
 import pytest
 import torch
 
 from edgediff.data import shards
 from edgediff.encoding import store
+from edgediff.errors import BadInputError
 from edgediff.output import Output
 
 ROWS, OPEN = 24, 4
@@ -33,3 +35,13 @@ def test_any_row_can_be_read_with_few_shards_open(filled):
         number, half = filled.read(rows, "number", "half")
         assert torch.equal(number, rows.int()) and torch.equal(half[:, 0], rows.half() / 2)
     assert 0 < len(os.listdir("/dev/fd")) - before <= OPEN
+
+
+def test_what_was_made_otherwise_is_told_with_values_that_fit_a_sentence(tmp_path):
+    one, other = (sha256(word).hexdigest() for word in (b"one", b"other"))
+    found = {"teacher": f"{one}+{other}", "seed": "0", "points": "down.0, " * 20}
+    with pytest.raises(BadInputError) as caught:
+        shards.refuse_another("cache", tmp_path, {"teacher": other, "seed": "0"}, found, "")
+    teachers = f"teacher ({one[:8]}+{other[:8]} → {other[:8]})"
+    points = f"points ({'down.0, ' * 7}down… → not given)"
+    assert caught.value.message == f"the cache was made with another {points}, {teachers}: `{tmp_path}`"

@@ -171,7 +171,7 @@ def test_a_cache_with_features_serves_predictions_but_not_the_other_way_round(op
     assert all(same(*pair) for pair in zip(with_features, steps(batches, 3), strict=True))
     assert teacher.asked == 0 and batches(0, torch.arange(2)).targets.features == ()
     opened(folder=tmp_path / "predictions")
-    with pytest.raises(BadInputError, match="another features: "):
+    with pytest.raises(BadInputError, match=r"another features \(no → .+\): "):
         opened(folder=tmp_path / "predictions", features=True)
 
 
@@ -188,9 +188,9 @@ def test_the_first_epoch_goes_in_order_and_later_ones_in_fresh_orders_of_pairs(o
 
 def test_another_teachers_cache_is_refused_by_name(opened):
     opened()
-    with pytest.raises(BadInputError, match="another scheduler: "):
+    with pytest.raises(BadInputError, match=r"another noise schedule \(s → other\): "):
         opened(identity={**IDENTITY, "scheduler": "other"})
-    with pytest.raises(BadInputError, match="another scheduler, teacher: "):
+    with pytest.raises(BadInputError, match=r"another noise schedule \(s → y\), teacher \(t → x\): "):
         opened(identity={"teacher": "x", "scheduler": "y"})
 
 

@@ -211,7 +211,7 @@ def test_a_cache_of_something_else_is_refused_by_name(encode, teachers, photos, 
     if changed == "images":
         (photos / "train" / "05.png").unlink()
     others = {"vae": {"teacher": teachers("other sd")}, "images": {}, "resolution": {"side": 32}}
-    with pytest.raises(BadInputError, match=f"the latents cache was made with another {changed}: ") as caught:
+    with pytest.raises(BadInputError, match=f"the latents cache was made with another {changed} ") as caught:
         encode(**others[changed])
     assert "delete this one" in caught.value.hint
 
