@@ -25,7 +25,8 @@ from edgediff.samples import Samples
 from edgediff.training import checkpoint, log, processes
 from edgediff.training.batches import Noising
 from edgediff.training.facts import changed_settings
-from edgediff.training.loop import train, unreached_rate
+from edgediff.training.learning_rate import unreached_rate
+from edgediff.training.loop import train
 from edgediff.training.memory import naming_full_memory
 from edgediff.training.precision import check_precision, settled
 from edgediff.training.tracking import check_trackers

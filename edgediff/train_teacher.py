@@ -27,7 +27,8 @@ from edgediff.skeleton import lay_out
 from edgediff.teacher_card import write_card
 from edgediff.training import checkpoint, processes
 from edgediff.training.batches import TOLD, NoisedBatch, Noising
-from edgediff.training.loop import LOG_NAME, train, unreached_rate
+from edgediff.training.learning_rate import unreached_rate
+from edgediff.training.loop import LOG_NAME, train
 from edgediff.training.precision import settled
 
 IDENTITY = ("model", "scheduler", "text_encoder")  # the parts of a recipe that a training's state belongs to

@@ -28,7 +28,7 @@ from edgediff.pipeline import check_targets, refuse_other_recipe
 from edgediff.prune import prune
 from edgediff.recipe import dump
 from edgediff.run import Run
-from edgediff.training.loop import learning_rate
+from edgediff.training.learning_rate import learning_rate
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 

@@ -3,51 +3,40 @@
 A step is a pure function of the state and of (seed, step, part of the batch): data order and noise come from positions,
 dropout from a generator made for the part, so a run that was killed and resumed ends with the weights of one that never
 was, bit for bit on a CPU.
-
-The samples of an update are numbered through: process r of R takes, in its forward m, the part m·R + r of
-`batch_size` positions. So two processes see what one sees with twice the batch, or with twice the accumulation.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from torch import Tensor, nn
+from torch import nn
 
-from edgediff.data.order import mixed, step_seed
 from edgediff.errors import InterruptedStageError, StageFailedError
 from edgediff.interrupts import deferred_interrupt
 from edgediff.recipe import TrainingConfig
-from edgediff.training import checkpoint, finite, processes
+from edgediff.training import checkpoint, processes
 from edgediff.training.alone import alone
 from edgediff.training.ema import EMA
 from edgediff.training.facts import starting_facts
+from edgediff.training.learning_rate import learning_rate
 from edgediff.training.log import open_log
 from edgediff.training.memory import naming_full_memory, of_a_step
 from edgediff.training.networks import running_as
-from edgediff.training.precision import attention_kernel, autocast, check_precision, settled
-from edgediff.training.sharding import copy_buffers, whole
+from edgediff.training.precision import attention_kernel, check_precision, settled
+from edgediff.training.sharding import copy_buffers
 from edgediff.training.tracking import check_trackers, tracking
+from edgediff.training.update import Batches, Update, diverged
 
 LOG_NAME = "train.jsonl"
-
-
-class Batches(Protocol):
-    """What is learned from: a pure function of the positions, which count samples since the start of the training."""
-
-    def __call__(self, step: int, positions: Tensor, /) -> Any:
-        """Return the batch of training step `step` (from 0) at the positions (B,), in the form the model takes."""
 
 
 @dataclass(frozen=True)
@@ -73,26 +62,6 @@ class TrainingResult:
     def steps_per_second(self) -> float:
         """Of all steps that led here, in whatever parts they were trained; 0 where states did not count them yet."""
         return self.counts["steps"] / self.counts["seconds"] if self.counts.get("seconds") else 0.0
-
-
-def learning_rate(step: int, config: TrainingConfig) -> float:
-    """Return the learning rate of step `step` (from 0): linear warm-up, then constant or a cosine to 0."""
-    warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
-    if config.lr_schedule == "constant":
-        return config.learning_rate * warmup
-    progress = max(0, step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    return config.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
-def unreached_rate(config: TrainingConfig) -> list[str]:
-    """Say, where the warm-up is as long as the training, that the learning rate is never reached."""
-    if config.warmup_steps < config.steps:
-        return []
-    reached = learning_rate(config.steps - 1, config.model_copy(update={"lr_schedule": "constant"}))
-    return [
-        f"the learning rate only rises to {reached:.2g}, not to {config.learning_rate:.2g}: warmup_steps "
-        f"({config.warmup_steps}) takes all of the {config.steps} steps"
-    ]
 
 
 def train(
@@ -157,7 +126,7 @@ def train(
         optimizer = _optimizer(trained, config)
         network, _ = accelerator.prepare(trained, optimizer)
         ema = EMA(trained, config.ema_decay)
-        update = _Update(network, batches, optimizer, config, accelerator)
+        update = Update(network, batches, optimizer, config, accelerator)
         if start:
             checkpoint.load(path, model=trained, ema=ema, optimizer=optimizer)
             update.scaler.load_state_dict(facts.get("grad_scaler", {}))
@@ -192,7 +161,7 @@ def train(
                 group["lr"] = learning_rate(step, config)
             values, stop = update.gradients(step, interrupted)
             values["learning_rate"] = group["lr"]
-            if _diverged(values):
+            if diverged(values):
                 if lines is not None:
                     lines.roll_back(facts["step"])
                 if found := update.not_finite(step):
@@ -227,95 +196,11 @@ def train(
     )
 
 
-class _Update:
-    """One process's part in the gradient of every update."""
-
-    def __init__(
-        self,
-        network: nn.Module,
-        batches: Batches,
-        optimizer: torch.optim.Optimizer,
-        config: TrainingConfig,
-        accelerator: Accelerator,
-    ) -> None:
-        self.network, self.batches, self.optimizer = network, batches, optimizer
-        self.config, self.accelerator = config, accelerator
-        self.parameters = list(network.parameters())
-        self.device = self.parameters[0].device
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
-
-    def gradients(self, step: int, interrupted: threading.Event) -> tuple[dict[str, float], bool]:
-        """Leave the clipped gradient of step `step` (from 0) in the parameters.
-
-        Returns: loss, quantities and `grad_norm`, means over all forwards of all processes, and whether any process
-        was interrupted. All of it travels in one exchange, and the device is waited for once.
-        """
-        config, accelerator = self.config, self.accelerator
-        together, forwards = accelerator.num_processes, config.gradient_accumulation
-        seed = step_seed(config.seed, step)
-        names: list[str] = []
-        sums = torch.zeros((), device=self.device)
-        self.optimizer.zero_grad(set_to_none=True)
-        for forward in range(forwards):
-            _seed(mixed(seed, forward * together + accelerator.process_index), self.device)
-            positions = self._positions(step, forward)
-            with nullcontext() if forward + 1 == forwards else accelerator.no_sync(self.network):
-                with autocast(config.precision, self.device):
-                    loss, quantities = self.network(self.batches(step, positions))
-                accelerator.backward(self.scaler.scale(loss))  # divides by the number of forwards
-            names = ["loss", *quantities, "grad_norm"]
-            found = torch.stack([value.detach().float() for value in (loss, *quantities.values())])
-            sums = sums + found
-        self.scaler.unscale_(self.optimizer)
-        norm = whole(accelerator.clip_grad_norm_(self.parameters, config.grad_clip))
-        measured = torch.cat([sums / forwards, torch.stack([norm, norm.new_tensor(float(interrupted.is_set()))])])
-        if together > 1:
-            measured = accelerator.reduce(measured, "mean")
-        *means, stop = measured.tolist()
-        values = dict(zip(names, means, strict=True))
-        if self.scaler.is_enabled():
-            values["loss_scale"] = self.scaler.get_scale()
-        return values, stop > 0
-
-    def _positions(self, step: int, forward: int) -> Tensor:
-        """Return the positions (B,) of this process in a forward of a step."""
-        accelerator, config = self.accelerator, self.config
-        part = (step * config.gradient_accumulation + forward) * accelerator.num_processes + accelerator.process_index
-        return torch.arange(part * config.batch_size, (part + 1) * config.batch_size)
-
-    def not_finite(self, step: int) -> list[str]:
-        """Return what is not finite of a step's batches in any process; they are computed again for it."""
-        found: set[str] = set()
-        for forward in range(self.config.gradient_accumulation):
-            with autocast(self.config.precision, self.device):
-                found.update(finite.not_finite(self.batches(step, self._positions(step, forward))))
-        return sorted(set().union(*processes.of_all(sorted(found))))
-
-    def apply(self) -> None:
-        """Move the parameters; in fp16 only where no gradient overflowed."""
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-
-
-def _seed(seed: int, device: torch.device) -> None:
-    """Seed what dropout and random groups draw from, without the stack traces that torch.manual_seed keeps."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
-
-
 def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return torch.optim.AdamW(
         trained, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.999), fused=True
     )
-
-
-def _diverged(values: Mapping[str, float]) -> bool:
-    """Tell whether a step cannot be taken; an overflow under a loss scale above 1 only asks for a smaller scale."""
-    if not math.isfinite(values["loss"]):
-        return True
-    return not math.isfinite(values["grad_norm"]) and values.get("loss_scale", 1.0) <= 1.0
 
 
 def _interrupted(step: int, config: TrainingConfig) -> InterruptedStageError:

@@ -16,7 +16,7 @@ from edgediff.training import checkpoint
 from edgediff.training.alone import LOCK
 from edgediff.training.ema import EMA
 from edgediff.training.facts import changed_settings
-from edgediff.training.loop import learning_rate, unreached_rate
+from edgediff.training.learning_rate import learning_rate, unreached_rate
 from edgediff.training.precision import autocast, settled
 
 
