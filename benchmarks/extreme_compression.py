@@ -186,12 +186,10 @@ def cells() -> list[Cell]:
 
 def shapes() -> list[Cell]:
     """As many parameters, where they do more."""
-    settings: list[Settings] = [
-        *(("place", {}), ("output", {}), ("place", ANGULAR), ("none", ANGULAR)),
-        ("output+feature", ANGULAR),
-    ]
+    settings: list[Settings] = [("place", {}), ("output", {}), ("place", ANGULAR), ("none", ANGULAR)]
     seeds = {"searched": range(5), "shallow": range(4)}
     ours = [Cell("output", seed, "shape", shape=shape, distill=ANGULAR) for shape in SHAPES for seed in seeds[shape]]
+    ours += [Cell("output+feature", seed, "shape", shape="searched", distill=ANGULAR) for seed in range(5)]
     return ours + [
         Cell(method, seed, "shape", shape="searched", distill=distill)
         for seed in (0, 1)
