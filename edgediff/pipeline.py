@@ -202,6 +202,8 @@ def refuse_other_recipe(run: Run, recipe: Recipe) -> None:
     chain = [run, *(run.assistant(place) for place in range(len(made_by.distill.assistants)))]
     if any((of.student / MANIFEST).exists() or checkpoint.finished_steps(of.checkpoints) for of in chain):
         found |= differences(before["distill"], after["distill"], "distill")
+        if "distill.teachers" in found and _is_taught_by(run, recipe):
+            del found["distill.teachers"]
     longer = before["distill"]["training"]["steps"] != after["distill"]["training"]["steps"]
     adjustable = _adjustable(run, made_by, longer=longer)
     differing = [words for key, words in found.items() if key not in adjustable]
@@ -222,9 +224,28 @@ def _is_cut_from(run: Run, name: str) -> bool:
     return bool(made_of == model_folder.fingerprint(teacher.resolve(name).folder))
 
 
+def _is_taught_by(run: Run, recipe: Recipe) -> bool:
+    """Tell whether the run's student, or its unfinished training, is taught by teachers that are on this machine."""
+    names = recipe.distill.teachers or (recipe.teacher,)
+    if any(name not in teacher.zoo() and not Path(name).is_dir() for name in names):
+        return False
+    folders = roles.teaching(run, recipe)
+    if not all(folder.is_dir() for folder in folders):
+        return False
+    if (run.student / MANIFEST).exists():
+        taught_by = read_object(run.student / MANIFEST)["inputs"]["teacher"]
+    elif (run.checkpoints / checkpoint.FILE_NAME).exists():
+        taught_by = checkpoint.read_facts(run.checkpoints / checkpoint.FILE_NAME)["identity"]["teacher"]
+    else:
+        return False
+    return bool(taught_by == "+".join(map(model_folder.fingerprint, folders)))
+
+
 def _adjustable(run: Run, made_by: Recipe, *, longer: bool) -> set[str]:
     """Return the keys that may change in a run as it stands; longer: more steps are asked for."""
     training = set(ADJUSTABLE)
+    if made_by.distill.training.precision == "auto":
+        training.add("precision")  # said out loud on a machine that would choose another; the state knows which it was
     made, taken = (run.student / MANIFEST).exists(), checkpoint.finished_steps(run.checkpoints)
     if made and not longer and not 0 < taken < made_by.distill.training.steps:
         training -= set(OF_STEPS)  # no step is left that these could be settings of

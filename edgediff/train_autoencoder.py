@@ -18,10 +18,12 @@ from edgediff.diffusers_config import from_config
 from edgediff.metrics.paired import psnr, ssim
 from edgediff.output import Output
 from edgediff.recipe import PLACES, WATCHING, AutoencoderRecipe
+from edgediff.samples import PIXELS_AT_ONCE
 from edgediff.training import checkpoint, processes
 from edgediff.training.loop import LOG_NAME, train
 
-SCORED, CHUNK = 2000, 250  # test images whose reconstruction the manifest scores, and how many at once
+SCORED = 2000  # test images whose reconstruction the manifest scores
+MOST_AT_ONCE = 250
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def train_autoencoder(recipe: AutoencoderRecipe, out: Path, output: Output, *, r
 @torch.no_grad()
 def _latent_std(autoencoder: Any, images: Images) -> float:
     """Return the standard deviation of latents over all elements, of evenly spread images."""
-    chunks = evenly(len(images), min(SCORED, len(images))).split(CHUNK)
+    chunks = evenly(len(images), min(SCORED, len(images))).split(_at_once(images))
     latents = [autoencoder.encode(images.batch(chunk).to(processes.device())).latent_dist.sample() for chunk in chunks]
     return float(torch.cat(latents).std())
 
@@ -123,10 +125,16 @@ def _latent_std(autoencoder: Any, images: Images) -> float:
 def _reconstruction(autoencoder: Any, images: Images) -> dict[str, float]:
     """Return PSNR (dB) and SSIM of reconstructions from the posterior's mean, means over test images."""
     found: dict[str, list[float]] = {"psnr": [], "ssim": []}
-    for chunk in evenly(len(images), min(SCORED, len(images))).split(CHUNK):
+    for chunk in evenly(len(images), min(SCORED, len(images))).split(_at_once(images)):
         batch = images.batch(chunk)
         posterior = autoencoder.encode(batch.to(processes.device())).latent_dist
         decoded = autoencoder.decode(posterior.mode()).sample.clamp(-1, 1).cpu()
         found["psnr"] += psnr(decoded, batch).tolist()
         found["ssim"] += ssim(decoded, batch).tolist()
     return {name: sum(values) / len(values) for name, values in found.items()}
+
+
+def _at_once(images: Images) -> int:
+    """Return how many images the autoencoder takes at once."""
+    _, height, width = images.shape
+    return max(1, min(MOST_AT_ONCE, PIXELS_AT_ONCE // (height * width)))

@@ -29,6 +29,7 @@ from edgediff.prune import prune
 from edgediff.recipe import dump
 from edgediff.run import Run
 from edgediff.training.learning_rate import learning_rate
+from edgediff.training.precision import settled
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
@@ -336,6 +337,26 @@ def test_a_non_finite_loss_stops_and_rolls_back(pruned, small_recipe, quiet, mon
     distill(pruned, slower, quiet, resume=True)
     settings = read_json(pruned.student / "manifest.json")["settings"]
     assert [(part["from_step"], part["learning_rate"]) for part in settings] == [(0, 1e-3), (2, 1e-4)]
+
+
+def test_a_training_in_auto_goes_on_in_the_precision_it_began_with(pruned, small_recipe, quiet):
+    """`auto` may choose another one on another machine; only who said `auto` may say which it was."""
+
+    def of(precision, steps=3):
+        return small_recipe(distill={"training": {**SHORT["training"], "precision": precision, "steps": steps}})
+
+    here = settled(of("auto").distill.training, torch.device("cpu")).precision
+    other = "fp32" if here == "bf16" else "bf16"
+    pipeline.claim(pruned, of("auto"))
+    distill(pruned, of("auto"), quiet)
+    with pytest.raises(BadInputError, match="another training") as caught:
+        distill(pruned, of(other, steps=4), quiet, resume=True)
+    assert f"it began with `precision={here}`" in caught.value.hint
+    pipeline.refuse_other_recipe(pruned, of(here, steps=4))
+    assert distill(pruned, of(here, steps=4), quiet, resume=True).steps == 4
+    pipeline.claim(pruned, of(here, steps=4))
+    with pytest.raises(BadInputError, match=r"distill\.training\.precision"):
+        pipeline.refuse_other_recipe(pruned, of(other, steps=4))
 
 
 def test_a_compression_that_would_be_refused_keeps_the_runs_recipe(pruned, small_recipe, quiet):

@@ -182,6 +182,14 @@ def _of_data_sets(root: Path, names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(parts)
 
 
+def holds_images(path: Path) -> bool:
+    """Tell whether a table has a column of images, as far as it can be read, which takes pyarrow."""
+    try:
+        return bool(_image_columns(_schema(path)))
+    except (ImportError, CorruptArtifactError):
+        return False
+
+
 def _image_column(path: Path) -> pa.ChunkedArray:
     """Return the column of images of an Arrow file."""
     table = _mapped(path)
@@ -216,8 +224,9 @@ def _read_column(path: Path, name: str) -> pa.ChunkedArray:
 
 
 def _features(schema: pa.Schema) -> dict[str | None, dict[str, Any]]:
-    """Return what `datasets` notes in a schema of each column, by its name."""
-    return json.loads((schema.metadata or {}).get(b"huggingface", "{}")).get("info", {}).get("features", {})
+    """Return what `datasets` notes in a schema of each column that is no list, by its name."""
+    noted = json.loads((schema.metadata or {}).get(b"huggingface", "{}")).get("info", {}).get("features", {})
+    return {name: feature for name, feature in noted.items() if isinstance(feature, dict)}
 
 
 def _column_name(schema: pa.Schema, path: Path) -> str:
@@ -225,12 +234,7 @@ def _column_name(schema: pa.Schema, path: Path) -> str:
 
     Without such a note a column of encoded images is one of {bytes, path}.
     """
-    noted = _features(schema)
-    found = [
-        field.name
-        for field in schema
-        if noted.get(field.name, {"_type": "Image"}).get("_type") == "Image" and _is_encoded(field.type)
-    ]
+    found = _image_columns(schema)
     if len(found) != 1:
         columns = ", ".join(f"`{name}`" for name in (found or schema.names))
         problem = f"several columns of images ({columns})" if found else f"no column of images (columns: {columns})"
@@ -240,6 +244,15 @@ def _column_name(schema: pa.Schema, path: Path) -> str:
             "`dataset.select_columns(...)` or `dataset.cast_column(...)`",
         )
     return found[0]
+
+
+def _image_columns(schema: pa.Schema) -> list[str]:
+    noted = _features(schema)
+    return [
+        field.name
+        for field in schema
+        if noted.get(field.name, {"_type": "Image"}).get("_type") == "Image" and _is_encoded(field.type)
+    ]
 
 
 def _caption_column(schema: pa.Schema, path: Path) -> str | None:

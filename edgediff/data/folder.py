@@ -14,7 +14,7 @@ from edgediff.data.tars import TarMembers
 from edgediff.errors import BadInputError, nearest
 from edgediff.output import Output
 
-# The first that is found counts: tables often hold what is known about the images in the other two.
+# The first that is found counts: tables often hold what is known about the images in the other two, and no images.
 FORMS = {"tars": {".tar"}, "image files": decoding.SUFFIXES, "tables": arrow.SUFFIXES}
 
 
@@ -89,12 +89,15 @@ def _form(root: Path) -> tuple[str, list[str]]:
                 found[form].append(name)
     for names in found.values():
         names.sort(key=lambda name: name.split("/"))
-    if found["tars"] and found["image files"]:
-        raise BadInputError(
-            f"folder holds both tars and loose images, such as `{found['tars'][0]}` and `{found['image files'][0]}`: "
-            f"`{root}`",
-            "keep one of them",
-        )
+    if found["image files"]:
+        tables = [name for name in found["tables"] if arrow.holds_images(root / name)]
+        for form, names in (("tars", found["tars"]), ("tables of images", tables)):
+            if names:
+                raise BadInputError(
+                    f"folder holds both {form} and loose images, such as `{names[0]}` and "
+                    f"`{found['image files'][0]}`: `{root}`",
+                    "keep one of them",
+                )
     for form, names in found.items():
         if names:
             return form, names

@@ -94,14 +94,18 @@ class ImageFiles:
 
     @cached_property
     def classes(self) -> dict[str, int]:
-        """Sub-folders that hold images, by name → number in the order of the names; the same for all splits."""
+        """Sub-folders that hold images, by name → number, the same for all splits.
+
+        In the order of their names; of their numbers where all are called by one, so that 2 comes before 10.
+        """
         found = {
             name.partition("/")[0]
             for root in self.roots or (self.root,)
             for name in walk.files(root)
             if "/" in name and os.path.splitext(name)[1].lower() in decoding.SUFFIXES
         }
-        return {name: number for number, name in enumerate(sorted(found))}
+        key = int if all(name.isdecimal() for name in found) else str
+        return {name: number for number, name in enumerate(sorted(found, key=key))}
 
     def label(self, index: int) -> int | None:
         """Return the class: from tables with class labels where there are any, else the number of the sub-folder.

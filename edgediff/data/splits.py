@@ -28,8 +28,12 @@ def part(names: Collection[str | None], split: Split) -> str | None:
 
 
 def named_part(path: str) -> str | None:
-    """Return the part that a file's name speaks of: `train` of `data/train-00000-of-00002.parquet`; None for none."""
-    words = re.findall("[a-z]+", PurePosixPath(path).name.lower())
+    """Return the part that a file's name speaks of, or else the nearest folder that is called like one; None for none.
+
+    `train` of `data/train-00000-of-00002.parquet` and of `default/train/0000.parquet`.
+    """
+    *folders, name = PurePosixPath(path.lower()).parts
+    words = [*re.findall("[a-z]+", name), *reversed(folders)]
     return next((word for word in words if word in KNOWN_PARTS), None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -41,10 +42,15 @@ def timestep_weights(kind: str, scheduler: Any, timestep: Tensor, prediction_typ
     elif kind == "snr_truncated":
         of_x0 = ratio.clamp(min=1.0)
     else:
-        of_x0 = angular_speed(scheduler).to(timestep.device)[timestep - cleanest(scheduler)] * SCALE["v_prediction"](
-            ratio
-        )
+        speed = _speed_on(scheduler, timestep.device)[timestep - cleanest(scheduler)]
+        of_x0 = speed * SCALE["v_prediction"](ratio)
     return of_x0 / SCALE[prediction_type](ratio)
+
+
+@lru_cache(maxsize=8)
+def _speed_on(scheduler: Any, device: torch.device) -> Tensor:
+    """Return `angular_speed` on a device, which is waited for once and not in every step."""
+    return angular_speed(scheduler).to(device)
 
 
 def angular_speed(scheduler: Any) -> Tensor:

@@ -6,13 +6,15 @@ again from its first row, so that a killed encoding ends with the same bytes as 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from edgediff.artifacts import MANIFEST, digest, made, read_object, sha256, write_json, write_text
@@ -103,29 +105,51 @@ def fill(
     Raises: BadInputError, naming what differs, for a cache of other inputs; StageFailedError for values that half
     precision cannot hold, or a full disk.
     """
+    beside = beside or {}
     manifest = _started(folder, kind, count, inputs, facts)
-    for name, text in (beside or {}).items():
-        if not _is_whole(folder, name, manifest):
-            write_text(folder / name, text)
-            manifest["files"][name] = sha256(folder / name)
-    sizes: dict[str, int] = manifest["rows"]
-    whole = {name for name in sizes if _is_whole(folder, name, manifest)}
-    for name in sorted(set(sizes) - whole):
-        output.say(f"damaged shard of the {kind} cache is made again: `{folder / name}`")
-    done = sum(sizes[name] for name in whole)
-    if done < count:
-        with output.progress(f"encode {kind}", count, done) as progress:
-            start = number = 0
-            while start < count:
-                name = f"shard-{number:05}.safetensors"
-                if name not in whole:
-                    rows = _shard(encode, start, count, sizes.get(name), batch_size, kind, progress)
-                    shards.save(folder / name, rows)
-                    sizes[name] = len(next(iter(rows.values())))
-                    manifest["files"][name] = sha256(folder / name)
-                    write_json(folder / MANIFEST, {**manifest, "made": made()})
-                start, number = start + sizes[name], number + 1
+    if sum(_whole(folder, manifest).values()) == count and all(_is_whole(folder, name, manifest) for name in beside):
+        return Store(folder, manifest)
+    with _in_turn(folder, kind, output):
+        manifest = _started(folder, kind, count, inputs, facts)  # again: whoever was first may have filled it
+        for name, text in beside.items():
+            if not _is_whole(folder, name, manifest):
+                write_text(folder / name, text)
+                manifest["files"][name] = sha256(folder / name)
+        sizes, whole = manifest["rows"], _whole(folder, manifest)
+        for name in sorted(set(sizes) - set(whole)):
+            output.say(f"damaged shard of the {kind} cache is made again: `{folder / name}`")
+        done = sum(whole.values())
+        if done < count:
+            with output.progress(f"encode {kind}", count, done) as progress:
+                start = number = 0
+                while start < count:
+                    name = f"shard-{number:05}.safetensors"
+                    if name not in whole:
+                        rows = _shard(encode, start, count, sizes.get(name), batch_size, kind, progress)
+                        shards.save(folder / name, rows)
+                        sizes[name] = len(next(iter(rows.values())))
+                        manifest["files"][name] = sha256(folder / name)
+                        write_json(folder / MANIFEST, {**manifest, "made": made()})
+                    start, number = start + sizes[name], number + 1
     return Store(folder, manifest)
+
+
+@contextmanager
+def _in_turn(folder: Path, kind: str, output: Output) -> Iterator[None]:
+    """Wait for other runs that fill the cache at this moment; the system lets go of what a kill leaves."""
+    lock = FileLock(folder / "filling.lock")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        output.say(f"waiting for another run that fills the {kind} cache: `{folder}`")
+        lock.acquire()
+    except (OSError, NotImplementedError):  # a file system that knows no locks
+        pass
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _started(
@@ -139,6 +163,11 @@ def _started(
     hint = "give another folder, or delete this one"
     shards.refuse_another(f"{kind} cache", folder, wanted, manifest.get("inputs", {}), hint)
     return manifest
+
+
+def _whole(folder: Path, manifest: Mapping[str, Any]) -> dict[str, int]:
+    """Return the rows of every shard that is as the manifest says, by name."""
+    return {name: rows for name, rows in manifest["rows"].items() if _is_whole(folder, name, manifest)}
 
 
 def _is_whole(folder: Path, name: str, manifest: Mapping[str, Any]) -> bool:

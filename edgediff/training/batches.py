@@ -81,7 +81,7 @@ class Noising:
             _put(told, exchanged, self.samples.others(torch.tensor(others)))
         if told and self.dropped:
             silent = self._share(entries, DROPPED_STREAM, self.dropped)
-            _put(told, silent, self.samples.unconditional(len(entries)))
+            _put(told, silent, self.samples.unconditional(1))
             exchanged = None if exchanged is None else exchanged & ~silent  # x0 is an example of nothing asked for
         return told, None if exchanged is None else exchanged.to(self.device)
 
@@ -91,6 +91,6 @@ class Noising:
 
 
 def _put(told: dict[str, Tensor], where: Tensor, values: Mapping[str, Tensor]) -> None:
-    """Replace conditioning (B, ...) by other values at the samples `where` (B,) says so."""
+    """Replace conditioning (B, ...) by other values, (B, ...) or (1, ...), at the samples `where` (B,) says so."""
     for name, rows in values.items():
         told[name] = torch.where(where.view(-1, *(1,) * (rows.dim() - 1)), rows, told[name])

@@ -75,12 +75,15 @@ def starting_facts(
     if facts["identity"] != wanted:
         found = differences(facts["identity"], wanted)
         difference = "; ".join(f"other {HASHED[key]}" if key in HASHED else words for key, words in found.items())
-        batch = (
-            "; `global_batch` is batch_size x gradient_accumulation x processes" if "global_batch" in difference else ""
-        )
+        hints = [f"resume with {_with_what(found)} it was started with, or delete that file to start again"]
+        if "training.global_batch" in found:
+            hints.append("`global_batch` is batch_size x gradient_accumulation x processes")
+        if "training.precision" in found:
+            began = facts["identity"]["training"]["precision"]
+            hints.append(f"it began with `precision={began}`, whatever `auto` chooses on this machine")
         raise BadInputError(
             f"the checkpoint belongs to another training ({difference}): `{path}`",
-            f"resume with {_with_what(found)} it was started with, or delete that file to start again{batch}",
+            "; ".join(hints),
         )
     if facts["step"] > config.steps:
         raise BadInputError(

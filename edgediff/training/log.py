@@ -22,8 +22,7 @@ def read(path: Path) -> list[Line]:
     """
     lines = [_parsed(line) for line in path.read_text(encoding="utf-8").splitlines()]
     if None in lines:
-        place = lines.index(None) + 1
-        raise BadInputError(f"line {place} of a training's log is damaged: `{path}`", "restore or delete that line")
+        raise _damaged(path, lines.index(None) + 1)
     return [line for line in lines if line is not None]
 
 
@@ -60,7 +59,7 @@ class Log:
 def open_log(path: Path, step: int) -> Iterator[Log]:
     """Open the log for the steps after `step`, without the lines that a kill left behind the saved state.
 
-    Raises: StageFailedError, naming `path`, when the disk is full.
+    Raises: StageFailedError, naming `path`, when the disk is full; BadInputError for a damaged line before others.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _truncate(path, step)
@@ -69,17 +68,23 @@ def open_log(path: Path, step: int) -> Iterator[Log]:
 
 
 def _truncate(path: Path, step: int) -> None:
-    """Drop the log's lines of later steps, and whatever follows the first line that is not whole."""
+    """Drop the log's lines of later steps, and what a crash left behind the last whole line.
+
+    Raises: BadInputError for a line that is no step's before one that stays.
+    """
     if not path.exists():
         return
     with path.open("rb+") as file:
-        end = 0
-        for line in file:
-            values = _parsed(line) if line.endswith(b"\n") else None
-            if values is None or values["step"] > step:
-                break
-            end += len(line)
-        file.truncate(end)
+        lines = file.readlines()
+        steps = [values["step"] if line.endswith(b"\n") and (values := _parsed(line)) else None for line in lines]
+        kept = max((place for place, at in enumerate(steps, start=1) if at is not None and at <= step), default=0)
+        if None in steps[:kept]:
+            raise _damaged(path, steps.index(None) + 1)
+        file.truncate(sum(map(len, lines[:kept])))
+
+
+def _damaged(path: Path, place: int) -> BadInputError:
+    return BadInputError(f"line {place} of a training's log is damaged: `{path}`", "restore or delete that line")
 
 
 def _parsed(line: str | bytes) -> Line | None:

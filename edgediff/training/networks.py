@@ -9,15 +9,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgediff.errors import BadInputError
+from edgediff.errors import BadInputError, StageFailedError
 from edgediff.recipe import TrainingConfig
+
+TOLD = 200  # characters of what the compiler says, which may be pages
 
 
 @contextmanager
 def running_as(model: nn.Module, config: TrainingConfig) -> Iterator[None]:
     """Give the networks inside `model` gradient checkpointing and compilation, as configured, within the block.
 
-    Raises: BadInputError for a network that knows no gradient checkpointing.
+    Raises: BadInputError for a network that knows no gradient checkpointing; StageFailedError where it cannot be
+    compiled, which shows in its first forward.
     """
     networks: list[Any] = [module for module in model.modules() if hasattr(module, "enable_gradient_checkpointing")]
     with ExitStack() as undone:
@@ -38,4 +41,10 @@ def running_as(model: nn.Module, config: TrainingConfig) -> Iterator[None]:
         if config.compile:
             # An objective may go back through the graph more than once, for the gradient norm of every term.
             undone.enter_context(torch._functorch.config.patch(donated_buffer=False))
-        yield
+        try:
+            yield
+        except torch._dynamo.exc.TorchDynamoException as error:
+            raise StageFailedError(
+                f"the network could not be compiled: {' '.join(str(error).split())[:TOLD]}",
+                "train with `compile=false`; on a CPU, compiling needs a C++ compiler",
+            ) from error

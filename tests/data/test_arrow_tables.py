@@ -176,6 +176,34 @@ def test_parquet_files_of_the_hub(tmp_path, dataset, all_levels, output, user_ca
     assert len(list(tmp_path.rglob("*.*"))) == 3  # nothing beside the user's files
 
 
+def test_splits_may_be_called_by_their_folders(tmp_path, dataset, all_levels, output, user_cache):
+    """As the Hub converts data sets."""
+    for name, numbers in {"default/train/0000": range(12), "default/test/0000": range(20, 23)}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        dataset(numbers).to_parquet(tmp_path / f"{name}.parquet")
+    assert all_levels(load(tmp_path, output=output)) == list(range(12))
+    assert all_levels(load(tmp_path, "test", output=output)) == [20, 21, 22]
+
+
+def test_tables_of_images_beside_loose_images_are_refused(tmp_path, dataset, picture, output):
+    dataset(range(3)).to_parquet(tmp_path / "train.parquet")
+    (tmp_path / "preview.png").write_bytes(picture(1))
+    with pytest.raises(BadInputError, match=r"tables of images and loose images, such as `train\.parquet` and `pre"):
+        load(tmp_path, output=output)
+    pq.write_table(pa.table({"file_name": ["preview.png"], "text": ["a picture"]}), tmp_path / "train.parquet")
+    for number in range(40):
+        (tmp_path / f"{number}.png").write_bytes(picture(number))
+    assert len(load(tmp_path, output=output)) + len(load(tmp_path, "test", output=output)) == 41
+
+
+def test_columns_of_lists_are_no_images(tmp_path, picture, all_levels, output, user_cache):
+    """Older versions of `datasets` note a list's feature in a list."""
+    both = table([picture(level) for level in range(30)]).append_column("captions", pa.array([["a", "b"]] * 30))
+    noted = {"info": {"features": {"image": {"_type": "Image"}, "captions": [{"dtype": "string", "_type": "Value"}]}}}
+    pq.write_table(both.replace_schema_metadata({"huggingface": json.dumps(noted)}), tmp_path / "a.parquet")
+    assert len(load(tmp_path, output=output)) + len(load(tmp_path, "test", output=output)) == 30
+
+
 def test_a_changed_parquet_file_is_copied_again(tmp_path, picture, all_levels, output):
     pq.write_table(table([picture(level) for level in range(30)]), tmp_path / "a.parquet")
     first = load(tmp_path, output=output)

@@ -257,6 +257,17 @@ def test_tables_of_what_is_known_about_images_are_not_data(photos, picture):
     assert len(load(photos)) + len(load(photos, "test")) == 40
 
 
+def test_classes_called_by_numbers_have_these(tmp_path, picture):
+    for name in ("10", "2", "0", "1", "3", "4", "5", "6", "7", "8", "9", "11"):
+        (tmp_path / name).mkdir()
+        for place in range(4):
+            (tmp_path / name / f"{place}.png").write_bytes(picture(1))
+    images = load(tmp_path)
+    assert images.encoded.classes == {str(number): number for number in range(12)}
+    (tmp_path / "2").rename(tmp_path / "two")
+    assert list(load(tmp_path).encoded.classes)[:4] == ["0", "1", "10", "11"]
+
+
 def test_a_user_without_a_home_is_told_where_caches_may_be_kept(monkeypatch):
     def nowhere():
         raise RuntimeError("Could not determine home directory.")  # as `Path.home` says

@@ -1,6 +1,8 @@
 """Stores of many shards on systems that give a process few open files."""
 
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 
 import pytest
@@ -35,6 +37,32 @@ def test_any_row_can_be_read_with_few_shards_open(filled):
         number, half = filled.read(rows, "number", "half")
         assert torch.equal(number, rows.int()) and torch.equal(half[:, 0], rows.half() / 2)
     assert 0 < len(os.listdir("/dev/fd")) - before <= OPEN
+
+
+def test_two_runs_fill_a_cache_once(tmp_path):
+    """The second waits, says so, and finds what the first has made."""
+    begun, waiting, made = threading.Event(), threading.Event(), []
+
+    class Telling(Output):
+        def say(self, text):
+            assert text == f"waiting for another run that fills the numbers cache: `{tmp_path}`"
+            waiting.set()
+
+    def encode(first, last):
+        begun.set()
+        assert waiting.wait(60)
+        made.extend(range(first, last))
+        return {"number": torch.arange(first, last)}
+
+    def fill(output):
+        settings = {"count": ROWS, "inputs": {}, "facts": {}, "batch_size": 8}
+        return store.fill(tmp_path, "numbers", encode, **settings, output=output)
+
+    with ThreadPoolExecutor() as runs:
+        first = runs.submit(fill, Output("quiet"))
+        assert begun.wait(60)
+        second = fill(Telling("quiet"))
+    assert made == list(range(ROWS)) and first.result().sha256 == second.sha256
 
 
 def test_what_was_made_otherwise_is_told_with_values_that_fit_a_sentence(tmp_path):

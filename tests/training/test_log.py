@@ -33,8 +33,11 @@ def test_a_line_that_a_crash_tore_is_dropped(path):
 def test_damage_is_told_by_its_place(path, damage):
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], damage, *lines[2:]]) + "\n")
-    with pytest.raises(BadInputError, match=f"line 2 of a training's log is damaged: `{path}`"):
-        read(path)
-    with open_log(path, 4):
+    before = path.read_bytes()
+    for opened in (lambda: read(path), lambda: open_log(path, 4).__enter__()):
+        with pytest.raises(BadInputError, match=f"line 2 of a training's log is damaged: `{path}`"):
+            opened()
+    assert path.read_bytes() == before
+    with open_log(path, 1):  # what follows is taken again
         pass
     assert [line["step"] for line in read(path)] == [1]

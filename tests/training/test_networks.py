@@ -6,7 +6,7 @@ from diffusers import ConfigMixin, DiTTransformer2DModel, ModelMixin, UNet2DMode
 from safetensors.torch import load_file
 from small_training import CONFIG, run
 
-from edgediff.errors import BadInputError
+from edgediff.errors import BadInputError, StageFailedError
 from edgediff.training.checkpoint import FILE_NAME
 from edgediff.training.networks import running_as
 
@@ -137,6 +137,15 @@ class TwiceBack(torch.nn.Module):
 def test_a_network_without_gradient_checkpointing_is_named(tmp_path):
     with pytest.raises(BadInputError, match="Bare knows no gradient checkpointing"):
         run(tmp_path, config=CHECKPOINTING, network=Bare())
+
+
+def test_a_network_that_cannot_be_compiled_is_told_of(tmp_path, monkeypatch):
+    """On a machine without a compiler; nothing that was compiled before is found."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (str(tmp_path / "no compiler"),))
+    with pytest.raises(StageFailedError, match="the network could not be compiled: ") as caught:
+        run(tmp_path / "run", config=CONFIG.model_copy(update={"compile": True}), network=Bare())
+    assert "compile=false" in caught.value.hint
 
 
 @pytest.mark.slow

@@ -366,6 +366,7 @@ def test_what_may_change_on_resuming_and_what_may_not(tmp_path):
             run(tmp_path, config=changed(**values), resume=True)
         assert "recipe it was started with" in caught.value.hint
         assert ("batch_size x gradient_accumulation x processes" in caught.value.hint) == ("seed" not in values)
+        assert ("it began with `precision=fp32`" in caught.value.hint) == ("precision" in values)
     with pytest.raises(BadInputError, match=r"\(data inputs → others; distill.kd.place 1.0 → not given\)"):
         run(tmp_path, identity={"data": "others", "distill": {"kd": {}}}, resume=True)
     with pytest.raises(BadInputError, match="step 10, beyond the 8 steps"):
