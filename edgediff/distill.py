@@ -23,12 +23,11 @@ from edgediff.results import TrainingSummary
 from edgediff.run import Run
 from edgediff.samples import Samples
 from edgediff.training import checkpoint, log, processes
+from edgediff.training.announcement import announce
 from edgediff.training.batches import Noising
-from edgediff.training.facts import changed_settings
-from edgediff.training.learning_rate import unreached_rate
 from edgediff.training.loop import train
 from edgediff.training.memory import naming_full_memory
-from edgediff.training.precision import check_precision, settled
+from edgediff.training.precision import check_precision
 from edgediff.training.tracking import check_trackers
 
 
@@ -62,11 +61,7 @@ def distill(run: Run, recipe: Recipe, output: Output, *, resume: bool = False) -
         output.stage("distill", f"up to date: {summary.steps} steps with kd {summary.kd}")
         return summary
 
-    batch = settings.global_batch(processes.group().num_processes)
-    output.stage("distill", f"{objective_words(recipe.distill)}, {settings.steps} steps of {batch}")
-    changed = changed_settings(run.checkpoints / checkpoint.FILE_NAME, settings) if resume else ()
-    for words in (*processes.overruled(settled(settings, device)), *unreached_rate(settings), *changed):
-        output.say(words)
+    announce("distill", objective_words(recipe.distill), settings, run.checkpoints, output, resume=resume)
     with naming_full_memory("the student and its teachers", "free memory of the device, or use a larger one"):
         objective.to(device)
         for teacher in teachers if recipe.distill.kd else ():

@@ -20,6 +20,7 @@ from edgediff.output import Output
 from edgediff.recipe import PLACES, WATCHING, AutoencoderRecipe
 from edgediff.samples import PIXELS_AT_ONCE
 from edgediff.training import checkpoint, processes
+from edgediff.training.announcement import announce
 from edgediff.training.loop import LOG_NAME, train
 
 SCORED = 2000  # test images whose reconstruction the manifest scores
@@ -86,8 +87,7 @@ def train_autoencoder(recipe: AutoencoderRecipe, out: Path, output: Output, *, r
         output.stage("autoencoder", f"up to date: `{folder}`")
         return folder
     done = checkpoint.finished_steps(out / "checkpoints") if resume else 0
-    batch = settings.global_batch(processes.group().num_processes)
-    output.stage("autoencoder", f"{recipe.name}, {settings.steps} steps of {batch}")
+    announce("autoencoder", recipe.name, settings, out / "checkpoints", output, resume=resume)
     with output.progress("train", settings.steps, done) as progress:
         result = train(
             Autoencoding(autoencoder, recipe.kl_weight),

@@ -26,10 +26,9 @@ from edgediff.recipe import PLACES, WATCHING, TeacherRecipe
 from edgediff.skeleton import lay_out
 from edgediff.teacher_card import write_card
 from edgediff.training import checkpoint, processes
+from edgediff.training.announcement import announce
 from edgediff.training.batches import TOLD, NoisedBatch, Noising
-from edgediff.training.learning_rate import unreached_rate
 from edgediff.training.loop import LOG_NAME, train
-from edgediff.training.precision import settled
 
 IDENTITY = ("model", "scheduler", "text_encoder")  # the parts of a recipe that a training's state belongs to
 SCHEDULERS = ("DDPMScheduler", "FlowMatchEulerDiscreteScheduler")
@@ -95,10 +94,7 @@ def train_teacher(recipe: TeacherRecipe, out: Path, output: Output, *, resume: b
             _write(temporary, averaged, scheduler, parts, text)
             write_manifest(temporary, stage="snapshot", config=config, inputs=inputs, steps=step)
 
-    batch = settings.global_batch(processes.group().num_processes)
-    output.stage("teacher", f"{recipe.name}, {settings.steps} steps of {batch}")
-    for words in (*processes.overruled(settled(settings, processes.device())), *unreached_rate(settings)):
-        output.say(words)
+    announce("teacher", recipe.name, settings, out / "checkpoints", output, resume=resume)
     with output.progress("train", settings.steps, done) as progress:
         result = train(
             Denoising(model, family, scheduler, told),

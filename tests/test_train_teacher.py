@@ -14,6 +14,7 @@ from edgediff import teacher as teacher_module
 from edgediff.artifacts import read_json, sha256
 from edgediff.distill import distill
 from edgediff.errors import BadInputError
+from edgediff.output import Output
 from edgediff.prune import prune
 from edgediff.recipe import TeacherRecipe, check
 from edgediff.run import Run
@@ -78,7 +79,14 @@ def test_resuming_ends_with_the_same_weights(recipe, quiet, tmp_path):
     train_teacher(of(2), tmp_path / "halves", quiet, resume=False)
     with pytest.raises(BadInputError, match="a finished training stands at step 2"):
         train_teacher(of(4), tmp_path / "halves", quiet, resume=False)
-    resumed = train_teacher(of(4), tmp_path / "halves", quiet, resume=True)
+    told = []
+
+    class Telling(Output):
+        def say(self, text):
+            told.append(text)
+
+    resumed = train_teacher(of(4), tmp_path / "halves", Telling("quiet"), resume=True)
+    assert "from here on with other settings than before: steps 2 → 4" in told
     assert read_json(resumed / "manifest.json")["resumed_at"] == [2]
     assert sha256(resumed / WEIGHTS) == sha256(straight / WEIGHTS)
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from edgediff.errors import BadInputError, MissingExtraError
+from edgediff.errors import BadInputError, InterruptedStageError, MissingExtraError
 from edgediff.training.log import Line
 
 PROJECT = "edgediff"
@@ -53,6 +53,9 @@ def tracking(names: Sequence[str], folder: Path, facts: Mapping[str, Any]) -> It
     try:
         yield show
         flush()
+    except InterruptedStageError:
+        flush()
+        raise
     finally:
         for tracker in trackers:
             tracker.finish()

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import shutil
+import signal
 import struct
 import sys
 from importlib.machinery import ModuleSpec
@@ -12,7 +13,7 @@ import pytest
 from small_training import CONFIG, IDENTITY, run
 from tensorboardX.proto.event_pb2 import Event
 
-from edgediff.errors import BadInputError, MissingExtraError
+from edgediff.errors import BadInputError, InterruptedStageError, MissingExtraError
 from edgediff.training import tracking
 
 TRACKED = CONFIG.model_copy(update={"trackers": ("tensorboard",)})
@@ -48,6 +49,13 @@ def test_points_are_thinned_out_and_end_with_the_last_step(tmp_path, monkeypatch
     monkeypatch.setattr(tracking, "INTERVAL", 1e9)
     run(tmp_path, config=TRACKED)
     assert {step for step, _ in points(tmp_path)} == {1, 40}
+
+
+def test_points_end_with_the_step_that_an_interruption_saved(tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking, "INTERVAL", 1e9)
+    with pytest.raises(InterruptedStageError, match="step 10 of 40"):
+        run(tmp_path, config=TRACKED, before=lambda step: signal.raise_signal(signal.SIGINT) if step == 9 else None)
+    assert {step for step, _ in points(tmp_path)} == {1, 10}
 
 
 def test_a_resumed_training_takes_back_what_is_trained_again(tmp_path):
