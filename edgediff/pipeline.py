@@ -204,6 +204,10 @@ def refuse_other_recipe(run: Run, recipe: Recipe) -> None:
         found |= differences(before["distill"], after["distill"], "distill")
         if "distill.teachers" in found and _is_taught_by(run, recipe):
             del found["distill.teachers"]
+        # `auto` may choose another one on this machine, so which it was may be said.
+        precision = recipe.distill.training.precision
+        if made_by.distill.training.precision == "auto" and _began_with(run, precision):
+            found.pop("distill.training.precision", None)
     longer = before["distill"]["training"]["steps"] != after["distill"]["training"]["steps"]
     adjustable = _adjustable(run, made_by, longer=longer)
     differing = [words for key, words in found.items() if key not in adjustable]
@@ -218,34 +222,40 @@ def refuse_other_recipe(run: Run, recipe: Recipe) -> None:
 
 def _is_cut_from(run: Run, name: str) -> bool:
     """Tell whether the run's pruned model was made of a teacher that is on this machine."""
-    if name not in teacher.zoo() and not Path(name).is_dir():
-        return False
     made_of = read_object(run.pruned / MANIFEST)["inputs"]["teacher"]
-    return bool(made_of == model_folder.fingerprint(teacher.resolve(name).folder))
+    return bool(_is_here(name) and made_of == model_folder.fingerprint(teacher.resolve(name).folder))
 
 
 def _is_taught_by(run: Run, recipe: Recipe) -> bool:
-    """Tell whether the run's student, or its unfinished training, is taught by teachers that are on this machine."""
+    """Tell whether the recipe's teachers, which are on this machine, taught the first that was trained of a run."""
     names = recipe.distill.teachers or (recipe.teacher,)
-    if any(name not in teacher.zoo() and not Path(name).is_dir() for name in names):
-        return False
-    folders = roles.teaching(run, recipe)
-    if not all(folder.is_dir() for folder in folders):
-        return False
-    if (run.student / MANIFEST).exists():
-        taught_by = read_object(run.student / MANIFEST)["inputs"]["teacher"]
-    elif (run.checkpoints / checkpoint.FILE_NAME).exists():
-        taught_by = checkpoint.read_facts(run.checkpoints / checkpoint.FILE_NAME)["identity"]["teacher"]
+    first = run.assistant(0) if recipe.distill.assistants else run
+    state = first.checkpoints / checkpoint.FILE_NAME
+    if (first.student / MANIFEST).exists():
+        taught_by = read_object(first.student / MANIFEST)["inputs"]["teacher"]
+    elif state.exists():
+        taught_by = checkpoint.read_facts(state)["identity"]["teacher"]
     else:
         return False
-    return bool(taught_by == "+".join(map(model_folder.fingerprint, folders)))
+    if not all(map(_is_here, names)):
+        return False
+    return bool(taught_by == "+".join(model_folder.fingerprint(teacher.resolve(name).folder) for name in names))
+
+
+def _is_here(name: str) -> bool:
+    """Tell whether a teacher is on this machine, where nothing is to be fetched for it."""
+    return name in teacher.zoo() or (Path(name).is_dir() and teacher.registered(name) is None)
+
+
+def _began_with(run: Run, precision: str) -> bool:
+    """Tell whether the standing training, whose recipe says `auto`, is one in this precision."""
+    state = run.checkpoints / checkpoint.FILE_NAME
+    return state.exists() and checkpoint.read_facts(state)["identity"]["training"]["precision"] == precision
 
 
 def _adjustable(run: Run, made_by: Recipe, *, longer: bool) -> set[str]:
     """Return the keys that may change in a run as it stands; longer: more steps are asked for."""
     training = set(ADJUSTABLE)
-    if made_by.distill.training.precision == "auto":
-        training.add("precision")  # said out loud on a machine that would choose another; the state knows which it was
     made, taken = (run.student / MANIFEST).exists(), checkpoint.finished_steps(run.checkpoints)
     if made and not longer and not 0 < taken < made_by.distill.training.steps:
         training -= set(OF_STEPS)  # no step is left that these could be settings of

@@ -352,6 +352,8 @@ def test_a_training_in_auto_goes_on_in_the_precision_it_began_with(pruned, small
     with pytest.raises(BadInputError, match="another training") as caught:
         distill(pruned, of(other, steps=4), quiet, resume=True)
     assert f"it began with `precision={here}`" in caught.value.hint
+    with pytest.raises(BadInputError, match=r"distill\.training\.precision auto → "):
+        pipeline.refuse_other_recipe(pruned, of(other, steps=4))
     pipeline.refuse_other_recipe(pruned, of(here, steps=4))
     assert distill(pruned, of(here, steps=4), quiet, resume=True).steps == 4
     pipeline.claim(pruned, of(here, steps=4))

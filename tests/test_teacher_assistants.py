@@ -310,23 +310,24 @@ def test_an_unfit_teacher_is_refused_before_images_are_encoded(small_recipe, qui
         distill(run, small_recipe(distill=half), quiet)
 
 
-def test_teachers_that_moved_go_on_teaching(small_recipe, small_teacher, other_teacher, quiet, tmp_path):
-    """Of a finished student and of an unfinished one, by the hashes it keeps; others are another recipe's."""
+@pytest.mark.parametrize("assistants", [(), ({"ratio": 0.25},)])
+def test_teachers_that_moved_go_on_teaching(assistants, small_recipe, small_teacher, other_teacher, quiet, tmp_path):
+    """What they taught first knows them by their hashes, finished or not; other teachers are another recipe's."""
     places = [shutil.copytree(folder, tmp_path / folder.name) for folder in (small_teacher, other_teacher)]
     run = Run(tmp_path / "run")
 
     def of(folders):
-        return small_recipe(distill={"teachers": list(map(str, folders)), **SHORT})
+        return small_recipe(distill={"teachers": list(map(str, folders)), "assistants": list(assistants), **SHORT})
 
     pipeline.prepare(run, of(places), quiet)
     prune(run, of(places), quiet)
-    distill(run, of(places), quiet)
+    pipeline.teach(run, of(places), quiet)
     moved = [place.rename(tmp_path / f"moved {place.name}") for place in places]
+    first = run.assistant(0) if assistants else run
     for _ in range(2):
         pipeline.refuse_other_recipe(run, of(moved))
-        with pytest.raises(BadInputError, match=r"distill\.teachers"):
-            pipeline.refuse_other_recipe(run, of(moved[::-1]))
-        with pytest.raises(BadInputError, match=r"distill\.teachers"):
-            pipeline.refuse_other_recipe(run, of([*moved[:1], tmp_path / "nowhere"]))
-        shutil.rmtree(run.student, ignore_errors=True)
-    assert distill(run, of(moved), quiet, resume=True).steps == 3
+        for others in (moved[::-1], [*moved[:1], tmp_path / "nowhere"]):
+            with pytest.raises(BadInputError, match=r"distill\.teachers"):
+                pipeline.refuse_other_recipe(run, of(others))
+        shutil.rmtree(first.student, ignore_errors=True)
+    assert pipeline.teach(run, of(moved), quiet, resume=True).steps == 3

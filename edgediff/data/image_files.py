@@ -96,7 +96,7 @@ class ImageFiles:
     def classes(self) -> dict[str, int]:
         """Sub-folders that hold images, by name → number, the same for all splits.
 
-        In the order of their names; of their numbers where all are called by one, so that 2 comes before 10.
+        In the order of their names, or of their numbers where all are called by numbers: 2 before 10.
         """
         found = {
             name.partition("/")[0]
@@ -104,8 +104,10 @@ class ImageFiles:
             for name in walk.files(root)
             if "/" in name and os.path.splitext(name)[1].lower() in decoding.SUFFIXES
         }
-        key = int if all(name.isdecimal() for name in found) else str
-        return {name: number for number, name in enumerate(sorted(found, key=key))}
+        ordered = sorted(found)
+        if all(name.isdecimal() for name in ordered):
+            ordered.sort(key=int)
+        return {name: number for number, name in enumerate(ordered)}
 
     def label(self, index: int) -> int | None:
         """Return the class: from tables with class labels where there are any, else the number of the sub-folder.

@@ -20,7 +20,7 @@ def read(path: Path) -> list[Line]:
 
     Raises: BadInputError for a line that is no step's.
     """
-    lines = [_parsed(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [_parsed(line) for line in path.read_bytes().splitlines()]
     if None in lines:
         raise _damaged(path, lines.index(None) + 1)
     return [line for line in lines if line is not None]
@@ -67,20 +67,30 @@ def open_log(path: Path, step: int) -> Iterator[Log]:
         yield Log(path, file)
 
 
-def _truncate(path: Path, step: int) -> None:
-    """Drop the log's lines of later steps, and what a crash left behind the last whole line.
+def check(path: Path, step: int) -> None:
+    """Find out whether the log can go on after `step`, in every process, before the main one opens it.
 
     Raises: BadInputError for a line that is no step's before one that stays.
     """
-    if not path.exists():
-        return
-    with path.open("rb+") as file:
-        lines = file.readlines()
-        steps = [values["step"] if line.endswith(b"\n") and (values := _parsed(line)) else None for line in lines]
-        kept = max((place for place, at in enumerate(steps, start=1) if at is not None and at <= step), default=0)
-        if None in steps[:kept]:
-            raise _damaged(path, steps.index(None) + 1)
-        file.truncate(sum(map(len, lines[:kept])))
+    if path.exists():
+        _kept(path.read_bytes(), path, step)
+
+
+def _truncate(path: Path, step: int) -> None:
+    """Drop the log's lines of later steps, and what a crash left behind the last whole line."""
+    if path.exists():
+        with path.open("rb+") as file:
+            file.truncate(_kept(file.read(), path, step))
+
+
+def _kept(content: bytes, path: Path, step: int) -> int:
+    """Return how many bytes of a log stay for a training that goes on after `step`."""
+    lines = content.splitlines(keepends=True)
+    steps = [values["step"] if line.endswith(b"\n") and (values := _parsed(line)) else None for line in lines]
+    kept = max((place for place, at in enumerate(steps, start=1) if at is not None and at <= step), default=0)
+    if None in steps[:kept]:
+        raise _damaged(path, steps.index(None) + 1)
+    return sum(map(len, lines[:kept]))
 
 
 def _damaged(path: Path, place: int) -> BadInputError:

@@ -24,11 +24,11 @@ from edgediff.errors import InterruptedStageError, StageFailedError
 from edgediff.interrupts import deferred_interrupt
 from edgediff.recipe import TrainingConfig
 from edgediff.training import checkpoint, processes
+from edgediff.training import log as training_log
 from edgediff.training.alone import alone
 from edgediff.training.ema import EMA
 from edgediff.training.facts import starting_facts
 from edgediff.training.learning_rate import learning_rate
-from edgediff.training.log import open_log
 from edgediff.training.memory import naming_full_memory, of_a_step
 from edgediff.training.networks import running_as
 from edgediff.training.precision import attention_kernel, check_precision, settled
@@ -97,11 +97,11 @@ def train(
           counts: from all processes to numbers, of all of them, since this call; kept in the state and added up over
           the parts of a training.
     Raises: BadInputError when a state exists and `resume` is false, or belongs to another training, or has more
-            steps behind it than `config.steps`; when another training writes there; for a precision that this device
-            does not train in, and for a launcher whose engine keeps a state of its own; MissingExtraError for a
-            tracker that is not installed; StageFailedError at the first non-finite loss or gradient of any process,
-            after rolling the log back to the state, when what is learned from is not finite, when another process is
-            lost, and when memory does not hold a step;
+            steps behind it than `config.steps`; when another training writes there or the log is damaged; for a
+            precision that this device does not train in, and for a launcher whose engine keeps a state of its own;
+            MissingExtraError for a tracker that is not installed; StageFailedError at the first non-finite loss or
+            gradient of any process, after rolling the log back to the state, when what is learned from is not finite,
+            when a network cannot be compiled, when another process is lost, and when memory does not hold a step;
             InterruptedStageError on SIGINT or SIGTERM to any process, after saving the state.
     """
     device = next(model.parameters()).device
@@ -115,6 +115,7 @@ def train(
         stack.enter_context(alone(checkpoints))
         facts = starting_facts(path, identity, config, processes=accelerator.num_processes, resume=resume)
         start, before = facts["step"], facts["counts"]
+        training_log.check(log, start)
         processes.check_agreement({key: facts[key] for key in ("identity", "step")})
         # FSDP changes the classes of the modules that it cuts, so the caller keeps a model that it never touched.
         cut = accelerator.distributed_type == DistributedType.FSDP
@@ -132,7 +133,7 @@ def train(
             update.scaler.load_state_dict(facts.get("grad_scaler", {}))
         lines = show = None
         if accelerator.is_main_process:
-            lines = stack.enter_context(open_log(log, start))
+            lines = stack.enter_context(training_log.open_log(log, start))
             show = stack.enter_context(tracking(config.trackers, log.parent, facts))
         interrupted = stack.enter_context(deferred_interrupt())
 

@@ -266,6 +266,8 @@ def test_classes_called_by_numbers_have_these(tmp_path, picture):
     assert images.encoded.classes == {str(number): number for number in range(12)}
     (tmp_path / "2").rename(tmp_path / "two")
     assert list(load(tmp_path).encoded.classes)[:4] == ["0", "1", "10", "11"]
+    (tmp_path / "two").rename(tmp_path / "01")
+    assert list(load(tmp_path).encoded.classes)[:4] == ["0", "01", "1", "3"]
 
 
 def test_a_user_without_a_home_is_told_where_caches_may_be_kept(monkeypatch):

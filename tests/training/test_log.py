@@ -3,7 +3,7 @@
 import pytest
 
 from edgediff.errors import BadInputError
-from edgediff.training.log import open_log, read
+from edgediff.training.log import check, open_log, read
 
 
 @pytest.fixture
@@ -29,12 +29,13 @@ def test_a_line_that_a_crash_tore_is_dropped(path):
     assert [line["step"] for line in read(path)] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("damage", ['{"step": 2, "lo', "null", '{"loss": 1.0}', '{"step": "2"}', "[2]"])
+@pytest.mark.parametrize("damage", ['{"step": 2, "lo', "null", '{"loss": 1.0}', '{"step": "2"}', "[2]", b"\xff\xfe"])
 def test_damage_is_told_by_its_place(path, damage):
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join([lines[0], damage, *lines[2:]]) + "\n")
+    lines = path.read_bytes().splitlines()
+    lines[1] = damage if isinstance(damage, bytes) else damage.encode()
+    path.write_bytes(b"\n".join([*lines, b""]))
     before = path.read_bytes()
-    for opened in (lambda: read(path), lambda: open_log(path, 4).__enter__()):
+    for opened in (lambda: read(path), lambda: check(path, 4), lambda: open_log(path, 4).__enter__()):
         with pytest.raises(BadInputError, match=f"line 2 of a training's log is damaged: `{path}`"):
             opened()
     assert path.read_bytes() == before
