@@ -31,5 +31,5 @@ def fit(student: Tensor, teacher: Tensor, eps: float = 1e-7, mask: Tensor | None
 def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
     """Mean of each group, kept as an axis of length 1."""
     if mask is None:
-        return values.mean(-1, keepdim=True)
+        return values.sum(-1, keepdim=True) / values.shape[-1]  # backward of `mean` divides every element, not groups
     return (values * mask).sum(-1, keepdim=True) / mask.sum(-1, keepdim=True)

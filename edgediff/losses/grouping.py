@@ -5,7 +5,6 @@ from __future__ import annotations
 from math import isqrt
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,9 +42,13 @@ def order(
 
 
 def _argsort(values: Tensor) -> Tensor:
-    """Return the indices that sort the last axis."""
-    if values.device.type == "cpu":  # NumPy's vectorised sort: on one core in about half the time of torch's
-        return torch.from_numpy(np.argsort(values.numpy(), axis=-1))
+    """Return the indices that sort the last axis of values, none of which is below 0."""
+    if values.device.type == "cpu" and values.dtype == torch.float32:
+        # Bits of such floats are in their order as integers. With the index below them, NumPy's vectorised sort takes
+        # both at once: a sixth of the time of torch's argsort on one core.
+        keys = values.view(torch.int32).long().bitwise_left_shift_(32)
+        keys.bitwise_or_(torch.arange(values.shape[-1])).numpy().sort(axis=-1)
+        return keys.bitwise_and_(2**32 - 1)
     return values.argsort(dim=-1)
 
 

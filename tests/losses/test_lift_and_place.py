@@ -8,6 +8,7 @@ import torch
 
 from edgediff.errors import BadInputError
 from edgediff.losses import fit, lift, place
+from edgediff.losses.grouping import order
 
 EPS = 1e-7
 GROUPINGS = ("error", "raster", "random")
@@ -128,6 +129,19 @@ def test_ablations_of_the_terms_agree_with_plain_loops(terms, norm, fine_weight,
         place(student, teacher, group_size=5, **settings), place_by_loops(student, teacher, 5, **settings)
     )
     assert_same_terms(lift(student, teacher, **settings), place_by_loops(student, teacher, 48, **settings))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_positions_are_in_the_order_of_their_errors(dtype):
+    """Of errors from none to infinite, and of equal ones."""
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(5, 2, 40, 30, generator=generator, dtype=dtype)
+    student *= 10.0 ** torch.randint(-25, 25, student.shape, generator=generator)
+    student[0, 0], student[0, 1, :3], student[1, 0, 7, 9] = 1.0, 0.0, torch.inf
+    found = order(student, torch.zeros_like(student), 16, "error")
+    errors = student.flatten(2).square().gather(-1, found)
+    assert (errors[..., 1:] >= errors[..., :-1]).all()
+    assert torch.equal(found.sort().values, torch.arange(1200).expand(5, 2, -1))
 
 
 @pytest.mark.parametrize("group_size", [1, 2, 4, 7, 9, 16, 17, 48])
