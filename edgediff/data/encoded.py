@@ -22,8 +22,8 @@ from edgediff.errors import BadInputError, CorruptArtifactError
 
 DAMAGED_IN_A_ROW = 8  # so many mean that the source is damaged, and not an image of it
 LABELS_HINT = (
-    "labels are a sub-folder for every class, a column `label` of a table or of `metadata.jsonl` or `metadata.csv`, or "
-    "a `.cls` beside the image in a tar"
+    "labels are a sub-folder for every class, numbers in a column `label` of a table or of `metadata.jsonl` or "
+    '`metadata.csv` (words: `dataset.class_encode_column("label")`), or a `.cls` beside the image in a tar'
 )
 
 Known = TypeVar("Known", int, str)

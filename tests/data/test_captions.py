@@ -382,8 +382,9 @@ def test_tables_without_captions_or_classes(tables):
     folder = tables({"url": ["x", "y"], "label": ["cat", "dog"]})
     with pytest.raises(BadInputError, match="captions are missing for 2 of 2 images"):
         all_captions(load(folder))
-    with pytest.raises(BadInputError, match="class labels are missing for 2 of 2 images"):
+    with pytest.raises(BadInputError, match="class labels are missing for 2 of 2 images") as caught:
         all_labels(load(folder))
+    assert "numbers in a column `label`" in caught.value.hint and "class_encode_column" in caught.value.hint
 
 
 def test_two_columns_of_captions(tables):
