@@ -228,7 +228,10 @@ def longer() -> list[Cell]:
 
 def sizes() -> list[Cell]:
     """How many remembered targets are enough; 0: a live teacher, every target of which is new; the rest have CACHE."""
-    return [Cell("output", seed, "cache", distill={**V, "cache": {"targets": n}}) for n in (1024, 0) for seed in (0, 1)]
+    few, none = {"cache": {"targets": 1024}}, {"cache": {"targets": 0}}
+    found = [Cell("output", seed, "cache", distill={**V, **size}) for size in (few, none) for seed in (0, 1)]
+    # A student of few targets draws closer to real images and further from its teacher's: whether that is the shape's.
+    return [*found, Cell("output", 0, "cache", shape="searched", distill={**ANGULAR, **few})]
 
 
 def larger(ratio: float) -> list[Cell]:
