@@ -118,10 +118,10 @@ def table(lines: list[Line], of: str) -> list[str]:
 
 
 def compared(lines: list[Line], of: str) -> set[str]:
-    """Return the students of 1.6 % that those of a set are like, but for their last setting."""
-    shown = groups(lines, SHOWN)
-    alike = [[base for base in shown if name.startswith(f"{base}, ")] for name in groups(lines, [of])]
-    return {max(bases, key=len) for bases in alike if bases}
+    """Return the students of 1.6 % that those of a set are like, but for one setting."""
+    shown = {name: set(name.split(", ")) for name in groups(lines, SHOWN)}
+    alike = [[base for base in shown if shown[base] < set(name.split(", "))] for name in groups(lines, [of])]
+    return {max(bases, key=lambda base: len(shown[base])) for bases in alike if bases}
 
 
 def cells(lines: list[Line], columns: Sequence[Column]) -> list[str]:
