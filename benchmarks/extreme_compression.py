@@ -230,7 +230,7 @@ def sizes() -> list[Cell]:
     """How many remembered targets are enough; 0: a live teacher, every target of which is new; the rest have CACHE."""
     few, none = {"cache": {"targets": 1024}}, {"cache": {"targets": 0}}
     found = [Cell("output", seed, "cache", distill={**V, **size}) for size in (few, none) for seed in (0, 1)]
-    # Few targets bring v students no further from real images, only from their teacher; a better shape shows more.
+    # v students of few targets are no further from real images: asked again of a student that is closer to them.
     return [*found, Cell("output", 0, "cache", shape="searched", distill={**ANGULAR, **few})]
 
 
