@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 
@@ -32,6 +32,9 @@ recipes_app = typer.Typer(help="The recipes that come along.")
 app.add_typer(teachers_app, name="teachers")
 app.add_typer(teacher_app, name="teacher")
 app.add_typer(recipes_app, name="recipes")
+
+# typer exports one of its errors of usage, not the class of them all, which is click's or, in newer ones, its own.
+UsageError = cast(type[Exception], typer.BadParameter.__base__)
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
@@ -552,13 +555,25 @@ def _duration(seconds: float) -> str:
 def main() -> None:
     """Run the command line; the one place where an error becomes words and an exit code."""
     try:
-        app()
+        code = app(standalone_mode=False)
+    except UsageError as error:
+        _fail_usage(error)
     except EdgeDiffError as error:
         _fail(error)
     except OSError as error:
         if error.filename is None:
             raise
         _fail(BadInputError(f"cannot use `{error.filename}`: {error.strerror}"))
+    raise SystemExit(code)
+
+
+def _fail_usage(error: Any) -> NoReturn:
+    """Word typer's error as all others are; a command without its arguments has shown its help instead."""
+    message = error.format_message().strip().rstrip(".")
+    if not message:
+        raise SystemExit(error.exit_code)
+    hint = f"`{error.ctx.command_path} --help` shows what it takes" if error.ctx else ""
+    _fail(BadInputError(message[0].lower() + message[1:], hint))
 
 
 def _fail(error: EdgeDiffError) -> NoReturn:

@@ -36,6 +36,35 @@ def test_every_command_has_help(edgediff):
         assert code == 0 and "Usage" in text
 
 
+MISTYPED = {
+    "an option": (["compress", "--rato", "0.9"], "no such option: --rato", "--ratio", "edgediff compress --help"),
+    "a command": (["compres"], "no such command 'compres'", "compress", "edgediff --help"),
+    "a value": (["compress", "--ratio", "half"], "invalid value for '--ratio'", "number", "edgediff compress --help"),
+    "nothing": (["teacher", "train"], "missing argument 'RECIPE'", "RECIPE", "edgediff teacher train --help"),
+}
+
+
+@pytest.mark.parametrize("name", MISTYPED)
+def test_a_mistyped_command_line_is_worded_as_all_other_mistakes(name, edgediff):
+    arguments, said, meant, hint = MISTYPED[name]
+    code, out, err = edgediff(*arguments)
+    assert code == 2 and out == ""
+    assert err.startswith(f"error: {said}") and meant in err and f"hint: `{hint}`" in err
+    assert err.count("\n") == 2
+
+
+def test_a_mistyped_option_is_data_for_machines(edgediff):
+    code, out, _ = edgediff("report", "runs/x", "--json", "--jsn")
+    said = json.loads(out)
+    assert code == said["exit_code"] == 2
+    assert "--jsn" in said["error"] and "--help" in said["hint"]
+
+
+def test_no_command_shows_what_there_is(edgediff):
+    code, out, err = edgediff()
+    assert code == 2 and "compress" in out and "error" not in err
+
+
 def test_version(edgediff):
     from edgediff import __version__
 
