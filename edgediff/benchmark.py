@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from edgediff import model_folder, roles
-from edgediff.artifacts import content_hash, cpu_name, read_result, result_up_to_date, write_result
+from edgediff.artifacts import content_hash, cpu_name, read_json, read_result, result_up_to_date, write_result
 from edgediff.backends import has_gpu
 from edgediff.backends.memory import peak_memory_mib
 from edgediff.backends.onnxruntime import CUDA_PROVIDER, OnnxRuntimeDenoiser, available_providers
 from edgediff.backends.pytorch import PyTorchDenoiser
 from edgediff.backends.tensorrt import EngineDenoiser
 from edgediff.budgets.measure import clock_of, feeds_of, load, side_by_side, undisturbed
+from edgediff.diffusion import guidance
 from edgediff.diffusion.denoiser import Denoiser
 from edgediff.errors import BadInputError, StageFailedError
 from edgediff.metrics.cost import model_cost
@@ -31,7 +32,7 @@ from edgediff.metrics.percentiles import latency_summary
 from edgediff.model_folder import Loaded
 from edgediff.output import Output, Progress, number
 from edgediff.recipe import BenchmarkConfig, Recipe
-from edgediff.results import BudgetCheck, Latency, LatencyProfile, LatencyRow
+from edgediff.results import BudgetCheck, Build, Latency, LatencyProfile, LatencyRow
 from edgediff.run import ROLES, Role, Run
 
 Key = TypeVar("Key")
@@ -48,11 +49,10 @@ def benchmark(run: Run, recipe: Recipe, output: Output) -> Latency:
         if not (run.onnx(role) / "manifest.json").is_file():
             raise BadInputError(f"nothing to time: `{run.onnx(role)}`", f"run `edgediff export {run.path}` first")
     loaded = {role: model_folder.load(folders[role]) for role in ROLES}
-    steps = recipe.evaluate.num_inference_steps
     config = {
         "benchmark": recipe.benchmark.model_dump(mode="json"),
-        "num_inference_steps": steps,
-        "backends": list(recipe.build.backends),
+        "evaluate": recipe.evaluate.model_dump(include={"num_inference_steps", "guidance_scale"}),
+        "build": recipe.build.model_dump(mode="json", include={"backends"}),
         "device": cpu_name(),
         "gpu": has_gpu(),
     }
@@ -61,6 +61,7 @@ def benchmark(run: Run, recipe: Recipe, output: Output) -> Latency:
     inputs: dict[str, str] = {
         **{role: loaded[role].sha256 for role in ROLES},
         **{f"onnx/{role}": content_hash(run.onnx(role)) for role in ROLES},
+        **{f"engine/{backend}": content_hash(run.engine(backend)) for backend in built(run, recipe)},
     }
     if result_up_to_date(run.latency, stage="benchmark", config=config, inputs=inputs):
         latency = Latency.model_validate(read_result(run.latency))
@@ -69,25 +70,29 @@ def benchmark(run: Run, recipe: Recipe, output: Output) -> Latency:
         return latency
 
     settings = recipe.benchmark
+    of_teacher = loaded["teacher"]
+    conditional = bool(of_teacher.family.conditioning_names(of_teacher.model.config))
+    profile = LatencyProfile(
+        device=cpu_name(),
+        threads=settings.threads,
+        warmup_iterations=settings.warmup_iterations,
+        iterations=settings.iterations,
+        num_inference_steps=recipe.evaluate.num_inference_steps,
+        forwards=guidance.forwards(conditional, recipe.evaluate.guidance_scale),
+        sample_shape=of_teacher.sample_shape,
+    )
     output.stage("benchmark", f"{settings.iterations} rounds, {settings.threads} thread(s)")
     rows: list[LatencyRow] = []
     with _threads(settings.threads):
         for denoisers, paths in _candidates(run, folders, loaded, settings):
             for batch_size in settings.batch_sizes:
-                batch = loaded["teacher"].family.example_inputs(loaded["teacher"].model.config, batch_size)
+                batch = of_teacher.family.example_inputs(of_teacher.model.config, batch_size)
                 seconds = _timed(denoisers, batch, settings, output)
-                rows += _rows(denoisers, paths, seconds, batch_size, recipe)
-    rows += _engine_rows(run, recipe, loaded["student"], output)
-    budget = _budget_check(run, loaded["teacher"], settings.threads, output) if recipe.prune.needs_profile else None
+                rows += _rows(denoisers, paths, seconds, batch_size, profile)
+    rows += _engine_rows(run, recipe, loaded["student"], profile, output)
+    budget = _budget_check(run, of_teacher, settings.threads, output) if recipe.prune.needs_profile else None
     latency = Latency(
-        profile=LatencyProfile(
-            device=cpu_name(),
-            threads=settings.threads,
-            warmup_iterations=settings.warmup_iterations,
-            iterations=settings.iterations,
-            num_inference_steps=steps,
-            sample_shape=loaded["teacher"].sample_shape,
-        ),
+        profile=profile,
         costs={role: model_cost(loaded[role].family, loaded[role].model.config) for role in ROLES},
         rows=rows,
         budget=budget,
@@ -95,6 +100,11 @@ def benchmark(run: Run, recipe: Recipe, output: Output) -> Latency:
     write_result(run.latency, latency.model_dump(mode="json"), stage="benchmark", config=config, inputs=inputs)
     show(latency, output)
     return latency
+
+
+def built(run: Run, recipe: Recipe) -> list[str]:
+    """Return the recipe's builders of which an engine stands in the run."""
+    return [backend for backend in recipe.build.backends if (run.engine(backend) / "manifest.json").is_file()]
 
 
 def rotated(keys: list[Key], round_index: int) -> list[Key]:
@@ -143,7 +153,8 @@ def show(latency: Latency, output: Output) -> None:
     ]
     profile = latency.profile
     output.table(
-        f"latency on {profile.device}, {profile.threads} thread(s); an image takes {profile.num_inference_steps} steps",
+        f"latency on {profile.device}, {profile.threads} thread(s); an image takes {profile.num_inference_steps} steps"
+        + (f" of {profile.forwards} forwards" if profile.forwards > 1 else ""),
         ["", "backend", "batch", "step ms", "p99", "image ms", "MiB", "speedup"],
         rows,
     )
@@ -183,20 +194,22 @@ def _rows(
     paths: Mapping[Role, Path],
     seconds: Mapping[Role, list[float]],
     batch_size: int,
-    recipe: Recipe,
+    profile: LatencyProfile,
 ) -> Iterator[LatencyRow]:
-    threads, steps = recipe.benchmark.threads, recipe.evaluate.num_inference_steps
     for role, taken in seconds.items():
-        row = _row(role, denoisers[role], batch_size, taken, steps)
+        row = _row(role, denoisers[role], batch_size, taken, profile)
         row.speedup = statistics.median(big / own for big, own in zip(seconds["teacher"], taken, strict=True))
         if role in paths:
-            row.peak_memory_mib = peak_memory_mib(row.backend, paths[role], batch_size=batch_size, threads=threads)
+            row.peak_memory_mib = peak_memory_mib(
+                row.backend, paths[role], batch_size=batch_size, threads=profile.threads
+            )
         yield row
 
 
-def _row(role: Role, denoiser: Denoiser, batch_size: int, seconds: list[float], steps: int) -> LatencyRow:
+def _row(role: Role, denoiser: Denoiser, batch_size: int, seconds: list[float], profile: LatencyProfile) -> LatencyRow:
     summary = latency_summary(seconds)
     p50 = float(summary["latency_p50_ms"])
+    forwards = profile.num_inference_steps * profile.forwards
     return LatencyRow(
         role=role,
         backend=denoiser.backend,
@@ -207,8 +220,8 @@ def _row(role: Role, denoiser: Denoiser, batch_size: int, seconds: list[float], 
         step_p50_ms=p50,
         step_p90_ms=float(summary["latency_p90_ms"]),
         step_p99_ms=float(summary["latency_p99_ms"]),
-        image_ms=p50 * steps / batch_size,
-        images_per_second=1000 * batch_size / (p50 * steps),
+        image_ms=p50 * forwards / batch_size,
+        images_per_second=1000 * batch_size / (p50 * forwards),
     )
 
 
@@ -228,7 +241,9 @@ def _budget_check(run: Run, teacher: Loaded, threads: int, output: Output) -> Bu
     )
 
 
-def _engine_rows(run: Run, recipe: Recipe, student: Loaded, output: Output) -> Iterator[LatencyRow]:
+def _engine_rows(
+    run: Run, recipe: Recipe, student: Loaded, profile: LatencyProfile, output: Output
+) -> Iterator[LatencyRow]:
     for backend in recipe.build.backends:
         for batch_size in recipe.benchmark.batch_sizes:
             reason = _why_no_engine(run, recipe, backend, batch_size)
@@ -246,16 +261,17 @@ def _engine_rows(run: Run, recipe: Recipe, student: Loaded, output: Output) -> I
             engine = EngineDenoiser(backend, run.engine(backend) / "model.engine")
             inputs = student.family.example_inputs(student.model.config, batch_size)
             seconds = _timed({"student": engine}, inputs, recipe.benchmark, output)
-            yield _row("student", engine, batch_size, seconds["student"], recipe.evaluate.num_inference_steps)
+            yield _row("student", engine, batch_size, seconds["student"], profile)
 
 
 def _why_no_engine(run: Run, recipe: Recipe, backend: str, batch_size: int) -> str:
-    if not (run.engine(backend) / "manifest.json").is_file():
+    if backend not in built(run, recipe):
         return "no engine was built"
     if not has_gpu():
         return "no NVIDIA GPU"
-    if not recipe.build.min_batch <= batch_size <= recipe.build.max_batch:
-        return f"engine built for batches of {recipe.build.min_batch} to {recipe.build.max_batch}"
+    smallest, _, largest = Build.model_validate(read_json(run.engine(backend) / "build.json")).batch
+    if not smallest <= batch_size <= largest:
+        return f"engine built for batches of {smallest} to {largest}"
     return ""
 
 

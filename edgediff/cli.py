@@ -468,15 +468,11 @@ def _resolve(
     given = {name: value for name, value in targets.items() if value is not None}
     if given:
         # A target on the command line takes the place of the recipe's, whichever kind that one is.
-        kept = {
-            key: value for key, value in (values.get("prune") or {}).items() if key not in (*WIDTH_TARGETS, "device")
-        }
-        values["prune"] = {**kept, **given}
+        values = apply_overrides(values, [f"prune.{key}=null" for key in (*WIDTH_TARGETS, "device")])
+        values["prune"] |= given
     if teacher is not None:
         values["teacher"] = teacher
-    if kd is not None:
-        values["distill"] = {**(values.get("distill") or {}), "kd": kd}
-    values = apply_overrides(values, overrides or ())
+    values = apply_overrides(values, _with_kd(overrides, kd) or ())
     values.setdefault("prune", {})
     return check_recipe(values, Recipe, f"recipe `{recipe}`" if recipe else "options")
 

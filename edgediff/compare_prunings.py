@@ -41,7 +41,7 @@ def compare_prunings(run: Run, recipe: Recipe, output: Output) -> PruningCompari
 
     Raises: BadInputError for a size that no student can have.
     """
-    what = outline(recipe)
+    what = outline(recipe, run.profile)
     target = _target(what, recipe.prune)
     loaded = model_folder.load(teacher.resolve(recipe.teacher).folder)
     encoded = roles.encoded(run, recipe)

@@ -20,6 +20,7 @@ from edgediff.budgets.table import LatencyTable, read_table
 from edgediff.data import Source
 from edgediff.data.order import evenly
 from edgediff.data.splits import Split
+from edgediff.diffusion import guidance
 from edgediff.diffusion.schedule import check_student_prediction
 from edgediff.distillation.cache import HALF_BYTES, disk_bytes
 from edgediff.distillation.targets import feature_points, uses_features
@@ -319,11 +320,11 @@ def _targets_mib(config: DistillConfig, models: Sequence[Model], images: int) ->
 def _evaluate_plan(settings: EvaluateConfig, what: Outline, all_roles: float) -> StagePlan:
     """Return the drawing and scoring of every role; `all_roles` is one forward of each, in seconds an image."""
     guided = bool(what.family.conditioning_names(what.teacher_config))
-    images, words = settings.num_images * _forwards(guided, settings.guidance_scale), ""
+    images, words = settings.num_images * guidance.forwards(guided, settings.guidance_scale), ""
     further = [scale for scale in settings.guidance_scales if scale != settings.guidance_scale]
     if guided and further:
         count = min(settings.num_class_images, settings.num_images)
-        images += count * sum(_forwards(guided, scale) for scale in further)
+        images += count * sum(guidance.forwards(guided, scale) for scale in further)
         words = f"; class accuracy, where classes are known: {count} at guidance {', '.join(f'{s:g}' for s in further)}"
     return StagePlan(
         stage="evaluate",
@@ -331,11 +332,6 @@ def _evaluate_plan(settings: EvaluateConfig, what: Outline, all_roles: float) ->
         + (REFERENCE_IMAGES + 4 * settings.num_images) * FEATURE_SECONDS,
         what=f"{settings.num_images} images a model, {settings.num_inference_steps} steps each{words}",
     )
-
-
-def _forwards(guided: bool, scale: float) -> int:
-    """Return the forwards of one step: classifier-free guidance takes two."""
-    return 2 if guided and scale != 1 else 1
 
 
 def _diagnose_plan(settings: EvaluateConfig, of_teacher: float, of_student: float) -> StagePlan:

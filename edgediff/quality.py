@@ -21,16 +21,16 @@ from edgediff.metrics.divergence import noise_level, noise_limit
 from edgediff.metrics.features import FeatureExtractor
 from edgediff.metrics.frechet import GaussianStatistics, frechet_distance, gaussian_statistics
 from edgediff.metrics.kid import kid
-from edgediff.metrics.paired import psnr, ssim
+from edgediff.metrics.paired import WINDOW, psnr, ssim
 from edgediff.metrics.precision_recall import precision_recall
 from edgediff.model_folder import Loaded
 from edgediff.output import Output
-from edgediff.recipe import DataConfig, DrawConfig, EvaluateConfig
+from edgediff.recipe import FEWEST_SCORED, DataConfig, DrawConfig, EvaluateConfig
 from edgediff.results import QualityProfile, QualityRow, Reference
 from edgediff.samples import Samples, decoder, kind
 
 KID_SUBSET_SIZE, KID_SUBSETS = 1000, 100
-NEIGHBOURS = 3  # Kynkaanniemi et al. 2019
+NEIGHBOURS = FEWEST_SCORED - 1  # of precision and recall: 3, as Kynkaanniemi et al. 2019 have it
 DIVERGED = 1.5  # abs(x) beyond which a pixel of an image in [-1, 1] is no rounding of one
 IDENTICAL_PSNR = 100.0  # dB; stands for infinity, which JSON cannot hold and a mean cannot survive
 CHUNK = 256  # images between two advances of the progress bar
@@ -131,7 +131,7 @@ def profile(
         clip_sample=clips(teacher, config),
         guidance_scale=config.guidance_scale,
         first_seed=config.first_seed,
-        kid_subset_size=min(KID_SUBSET_SIZE, config.num_images),
+        kid_subset_size=_kid_subset_size(config.num_images, real),
         kid_subsets=KID_SUBSETS,
         neighbours=NEIGHBOURS,
         noise_limit=real.noise_limit,
@@ -160,7 +160,8 @@ def model_row(
     if teacher is not None:
         expected = teacher.images()
         row.psnr_to_teacher = float(np.minimum(psnr(images, expected), IDENTICAL_PSNR).mean())
-        row.ssim_to_teacher = float(ssim(images, expected).mean())
+        if min(images.shape[2:]) >= WINDOW:
+            row.ssim_to_teacher = float(ssim(images, expected).mean())
     return row
 
 
@@ -171,10 +172,11 @@ def _row(
     real: RealImages,
 ) -> QualityRow:
     count = len(features)
-    kid_mean, kid_std = kid(real.features, features, subset_size=min(KID_SUBSET_SIZE, count), num_subsets=KID_SUBSETS)
-    # Precision and recall depend on the counts, so as many of the reference are taken as there are generated images.
-    spread = evenly(len(real.features), count).numpy()
-    precision, recall = precision_recall(real.features[spread], features, k=NEIGHBOURS)
+    kid_mean, kid_std = kid(real.features, features, subset_size=_kid_subset_size(count, real), num_subsets=KID_SUBSETS)
+    # Precision and recall depend on the counts, so as many are taken of the one as of the other.
+    equal = min(count, len(real.features))
+    of_real, of_drawn = (values[evenly(len(values), equal).numpy()] for values in (real.features, features))
+    precision, recall = precision_recall(of_real, of_drawn, k=NEIGHBOURS)
     return QualityRow(
         role=role,
         backend=backend,
@@ -184,6 +186,11 @@ def _row(
         precision=precision,
         recall=recall,
     )
+
+
+def _kid_subset_size(count: int, real: RealImages) -> int:
+    """Return how many images of a model that drew `count` one estimate of KID looks at."""
+    return min(KID_SUBSET_SIZE, count, len(real.features))
 
 
 def _noise_share(levels: NDArray[np.float64], real: RealImages) -> float | None:

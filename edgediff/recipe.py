@@ -70,6 +70,16 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_sections(cls, values: Any) -> Any:
+        """Take a section without keys, which YAML reads as null, for one of defaults."""
+        if not isinstance(values, Mapping):
+            return values
+        kinds = {name: field.annotation for name, field in cls.model_fields.items()}
+        sections = {name for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, Config)}
+        return {key: {} if value is None and key in sections else value for key, value in values.items()}
+
 
 class DataConfig(Config):
     """Which images: a known set by name (`fashion-mnist`, `fashion-mnist-20k`), or a folder.
@@ -94,6 +104,7 @@ class DataConfig(Config):
         return self
 
 
+FEWEST_SCORED = 4  # images: precision and recall look at the three nearest others of every one
 PLACES = ("data.folder", "data.encoded")  # where things lie, while hashes say what they are
 
 
@@ -471,6 +482,7 @@ class DrawConfig(Config):
 class EvaluateConfig(DrawConfig):
     """How images are drawn for the quality figures; part of the profile every figure carries."""
 
+    num_images: int = Field(2000, ge=FEWEST_SCORED)
     # Of class accuracy, for conditional models whose data has classes: what guidance buys; []: not measured.
     guidance_scales: tuple[Annotated[float, Field(ge=0)], ...] = (1.0, 2.0, 4.0)
     num_class_images: int = Field(200, gt=0)  # at each of these scales, of every model; at most num_images
@@ -578,6 +590,12 @@ class AutoencoderRecipe(Config):
     data: DataConfig = DataConfig()
     training: TrainingConfig
 
+    @model_validator(mode="after")
+    def _not_compiled(self) -> Self:
+        if self.training.compile:
+            raise ValueError("training.compile: autoencoders are trained as they are; leave it out")
+        return self
+
 
 AnyRecipe = TypeVar("AnyRecipe", bound=Config)
 
@@ -659,10 +677,12 @@ def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict
             raise BadInputError(f"value cannot be read: `{override}`", "write it as in a recipe") from error
         *parents, last = key.split(".")
         target = result
-        for parent in parents:
-            target = target.setdefault(parent, {})
+        for place, parent in enumerate(parents, start=1):
+            if target.get(parent) is None:  # not there, or a section of which every key is a comment
+                target[parent] = {}
+            target = target[parent]
             if not isinstance(target, dict):
-                raise BadInputError(f"override goes through a plain value: `{override}`")
+                raise BadInputError(f"{'.'.join(parents[:place])}: must be a section of keys: {target}")
         target[last] = value
     return result
 

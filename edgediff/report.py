@@ -16,12 +16,14 @@ from edgediff.artifacts import (
     read_result,
     sha256,
     verify,
+    without,
     write_result,
     write_text,
 )
+from edgediff.benchmark import built
 from edgediff.errors import BadInputError, CorruptArtifactError
 from edgediff.output import Output
-from edgediff.recipe import Recipe
+from edgediff.recipe import PLACES, Recipe, differences
 from edgediff.reporting import budgets
 from edgediff.reporting.page import context
 from edgediff.reporting.templates import template
@@ -36,12 +38,13 @@ AnyResult = TypeVar("AnyResult", bound=Result)
 def report(run: Run, recipe: Recipe, output: Output) -> Report:
     """Write report.json, report.html (self-contained) and README.md into the run folder.
 
-    Raises: BadInputError naming the first stage that has not been run, or whose result is of other weights than the
-    run holds now; CorruptArtifactError for a result that is not one.
+    Raises: BadInputError naming the first stage that has not been run, or whose result is of another model or other
+    settings than the run holds now; CorruptArtifactError for a result that is not one.
     """
     _require_stages(run)
     weights = _weights(run)
     _require_one_model(run, recipe, weights)
+    _require_one_recipe(run, recipe)
     reached = _part(Reached, run.pruned / MANIFEST, "reached")
     latency = _read(Latency, run.latency)
     result = Report(
@@ -52,7 +55,7 @@ def report(run: Run, recipe: Recipe, output: Output) -> Report:
         reached=reached,
         training=_part(TrainingSummary, run.student / MANIFEST, "training"),
         parity={role: _read(Parity, run.onnx(role) / "parity.json") for role in ROLES},
-        builds=[_read(Build, run.engine(backend) / "build.json") for backend in _built(run, recipe)],
+        builds=[_read(Build, run.engine(backend) / "build.json") for backend in built(run, recipe)],
         latency=latency,
         budget=budgets.comparison(reached.search, latency) if reached.search else None,
         quality=_read(Quality, run.quality),
@@ -85,24 +88,51 @@ def _require_stages(run: Run) -> None:
 
 
 def _require_one_model(run: Run, recipe: Recipe, weights: Mapping[str, str]) -> None:
-    """Refuse figures of weights that an earlier stage has replaced since: a report is about one student."""
+    """Refuse figures of a model that an earlier stage has replaced since: a report is about one student."""
     made_from = read_object(run.student / MANIFEST)["inputs"]
     exported = {role: content_hash(run.onnx(role)) for role in ROLES}
     current = [("distill", run.student, made_from["pruned"] == content_hash(run.pruned))]
     for role in ROLES:
         folder = run.onnx(role)
         current.append(("export", folder, read_object(folder / MANIFEST)["inputs"]["weights"] == weights[role]))
-    for backend in _built(run, recipe):
+    for backend in built(run, recipe):
         folder = run.engine(backend)
         current.append(("build", folder, read_object(folder / MANIFEST)["inputs"]["onnx"] == exported["student"]))
-    for verb, path in (("bench", run.latency), ("eval", run.quality)):
-        measured = read_object(path)["inputs"]
-        current.append((verb, path, all(measured[role] == weights[role] for role in ROLES)))
+    models = {**weights, **{f"onnx/{role}": hashed for role, hashed in exported.items()}}
+    engines = {f"engine/{backend}": content_hash(run.engine(backend)) for backend in built(run, recipe)}
+    current.append(("bench", run.latency, _is_of(read_object(run.latency)["inputs"], models | engines)))
+    scored = read_object(run.quality)["inputs"]  # without graphs where it was scored before they were there
+    current.append(("eval", run.quality, _is_of({**models, **scored}, models)))
     for verb, path, matches in current:
         if not matches:
             raise BadInputError(
-                f"made from other weights than the run holds now: `{path}`", f"run `edgediff {verb} {run.path}` again"
+                f"made from another model than the run holds now: `{path}`", f"run `edgediff {verb} {run.path}` again"
             )
+
+
+def _is_of(measured: Mapping[str, str], now: Mapping[str, str]) -> bool:
+    return all(measured.get(name) == hashed for name, hashed in now.items())
+
+
+def _require_one_recipe(run: Run, recipe: Recipe) -> None:
+    """Refuse figures that were measured under other settings than the recipe's, which stands beside them."""
+    now = recipe.model_dump(mode="json")
+    made = [*(("export", run.onnx(role) / MANIFEST) for role in ROLES), ("bench", run.latency), ("eval", run.quality)]
+    for verb, path in made:
+        then = {key: value for key, value in read_object(path)["config"].items() if key in now}
+        found = differences(without(then, PLACES), without(_likewise(now, then), PLACES))
+        if found:
+            raise BadInputError(
+                f"made under other settings than the recipe's now, {next(iter(found.values()))}: `{path}`",
+                f"run `edgediff {verb} {run.path}` again",
+            )
+
+
+def _likewise(value: Any, shape: Any) -> Any:
+    """Return of plain data what stands at the keys of other plain data."""
+    if not (isinstance(value, Mapping) and isinstance(shape, Mapping)):
+        return value
+    return {key: _likewise(value.get(key), inner) for key, inner in shape.items()}
 
 
 def _weights(run: Run) -> dict[str, str]:
@@ -133,14 +163,10 @@ def _students(run: Run) -> dict[str, Path]:
     return {"pruned": run.pruned, "student": run.student}
 
 
-def _built(run: Run, recipe: Recipe) -> list[str]:
-    return [backend for backend in recipe.build.backends if (run.engine(backend) / MANIFEST).is_file()]
-
-
 def _inputs(run: Run, recipe: Recipe) -> dict[str, str]:
     folders = _students(run)
     folders |= {f"onnx/{role}": run.onnx(role) for role in ROLES}
-    folders |= {f"engine/{backend}": run.engine(backend) for backend in _built(run, recipe)}
+    folders |= {f"engine/{backend}": run.engine(backend) for backend in built(run, recipe)}
     files = {path.name: path for path in (run.train_log, run.latency, run.quality)}
     return {name: content_hash(folder) for name, folder in folders.items()} | {
         name: sha256(path) for name, path in files.items()

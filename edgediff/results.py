@@ -150,7 +150,8 @@ class LatencyProfile(Result):
     threads: int
     warmup_iterations: int
     iterations: int
-    num_inference_steps: int  # NFE of one image, for image_ms
+    num_inference_steps: int  # of one image, for image_ms
+    forwards: int = 1  # of one of these steps: classifier-free guidance takes two
     sample_shape: tuple[int, int, int]  # C, H, W
 
 
@@ -167,7 +168,7 @@ class LatencyRow(Result):
     step_p50_ms: float | None = None
     step_p90_ms: float | None = None
     step_p99_ms: float | None = None
-    image_ms: float | None = None  # num_inference_steps forwards, for one image of the batch
+    image_ms: float | None = None  # num_inference_steps times so many forwards, for one image of the batch
     images_per_second: float | None = None
     peak_memory_mib: float | None = None  # of a process that runs only this model
     speedup: float | None = None  # median over rounds of teacher time / this time, same backend and batch size

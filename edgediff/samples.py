@@ -21,7 +21,7 @@ from edgediff.encoding.learned_text import LearnedText
 from edgediff.errors import BadInputError
 from edgediff.model_folder import Loaded
 from edgediff.output import Output
-from edgediff.recipe import DataConfig
+from edgediff.recipe import FEWEST_SCORED, DataConfig
 
 CLASSES = ("class_labels",)
 MOST_AT_ONCE, PIXELS_AT_ONCE = 64, 2**20  # of the encoder, whose activations are many times the images
@@ -119,6 +119,11 @@ def check(config: DataConfig, loaded: Loaded, output: Output) -> None:
     needed = loaded.family.conditioning_names(loaded.model.config)
     for split in ("train", "test"):
         found = data.load(config, split, shape=image_shape(loaded), output=output)
+        if len(found) < FEWEST_SCORED:
+            raise BadInputError(
+                f"too few images to score by, {len(found)} in the {split} split of `{config.name}`",
+                f"at least {FEWEST_SCORED} are needed, and hundreds for figures to trust",
+            )
         if needed == CLASSES:
             _labels(found, loaded)
         elif needed:

@@ -28,10 +28,12 @@ from edgediff.training import log
 GRID_COLUMNS, GRID_IMAGES = 16, 96
 
 
-def write_card(folder: Path, recipe: TeacherRecipe, train_log: Path, encoded: Path, output: Output) -> Quality:
+def write_card(
+    folder: Path, recipe: TeacherRecipe, train_log: Path, global_batch: int, encoded: Path, output: Output
+) -> Quality:
     """Score the pipeline in `folder`, and write README.md, samples.png, loss.svg and quality.json into it.
 
-    Args: encoded: where text embeddings are kept.
+    Args: global_batch: samples of an update, over all processes. encoded: where text embeddings are kept.
     """
     loaded = model_folder.load(folder)
     extractor = efficientnet_lite0()
@@ -51,18 +53,25 @@ def write_card(folder: Path, recipe: TeacherRecipe, train_log: Path, encoded: Pa
     (folder / "samples.png").write_bytes(figures.grid(drawn.pixels[:GRID_IMAGES], GRID_COLUMNS))
     (folder / "loss.svg").write_bytes(figures.loss_curve(lines))
     (folder / "quality.json").write_text(quality.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    card = page(folder, recipe, loaded, training, quality, log.last_mean(lines)["loss"])
+    card = page(folder, recipe, global_batch, loaded, training, quality, log.last_mean(lines)["loss"])
     (folder / "README.md").write_text(card, encoding="utf-8")
     return quality
 
 
 def page(
-    folder: Path, recipe: TeacherRecipe, loaded: Loaded, training: Images, quality: Quality, final_loss: float
+    folder: Path,
+    recipe: TeacherRecipe,
+    global_batch: int,
+    loaded: Loaded,
+    training: Images,
+    quality: Quality,
+    final_loss: float,
 ) -> str:
     """Return the card's text, in Markdown with front matter that hubs read."""
     floor, teacher = quality.rows
     return template("teacher_card.md.j2").render(
         recipe=recipe,
+        global_batch=global_batch,
         recipe_yaml=yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False),
         cost=model_cost(loaded.family, loaded.model.config),
         training=training,

@@ -118,7 +118,7 @@ def train_teacher(recipe: TeacherRecipe, out: Path, output: Output, *, resume: b
         _write(temporary, model, scheduler, parts, text)
         if text:
             encoded = encoded / fingerprint(temporary)[:16]  # its embeddings change whenever it is trained further
-        write_card(temporary, recipe, out / LOG_NAME, encoded, output)
+        write_card(temporary, recipe, out / LOG_NAME, result.global_batch, encoded, output)
         write_manifest(
             temporary,
             stage="teacher",

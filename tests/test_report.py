@@ -19,6 +19,7 @@ from edgediff import diagnostics, model_folder
 from edgediff.artifacts import content_hash, read_json, read_result, write_json, write_manifest, write_result
 from edgediff.errors import BadInputError, CorruptArtifactError
 from edgediff.output import Output
+from edgediff.recipe import Recipe, check
 from edgediff.report import report
 from edgediff.reporting import figures
 from edgediff.reporting.page import short
@@ -109,8 +110,16 @@ def finished(models, small_recipe, a_report, tmp_path, quiet):
         )
         profile = a_report.quality.profile.model_copy(update={"noise_limit": 0.69})
         quality = a_report.quality.model_copy(update={"rows": quality_rows(a_report), "profile": profile})
-        for path, value, stage in ((run.latency, latency, "benchmark"), (run.quality, quality, "evaluate")):
-            write_result(path, value.model_dump(mode="json"), stage=stage, config={}, inputs=weights)
+        now = recipe.model_dump(mode="json")
+        measured = {"benchmark": now["benchmark"], "build": {"backends": now["build"]["backends"]}, "device": "cpu A"}
+        inputs = {
+            **weights,
+            **{f"onnx/{role}": content_hash(run.onnx(role)) for role in ROLES},
+            "engine/tensorrt_rtx": content_hash(engine),
+        }
+        write_result(run.latency, latency.model_dump(mode="json"), stage="benchmark", config=measured, inputs=inputs)
+        scored = {"evaluate": now["evaluate"], "data": now["data"]}
+        write_result(run.quality, quality.model_dump(mode="json"), stage="evaluate", config=scored, inputs=weights)
         run.samples("teacher").parent.mkdir()
         for index, role in enumerate(ROLES):
             save_file({"samples": np.full((14, 1, 6, 6), 40 * index, np.uint8)}, run.samples(role))
@@ -470,14 +479,33 @@ def exported_again(run, models):
     write_manifest(folder, stage="export", config={}, inputs=weights)
 
 
+def built_again(run, models):
+    folder = run.engine("tensorrt_rtx")
+    (folder / "model.engine").write_text("again")
+    write_manifest(folder, stage="build", config={}, inputs={"onnx": content_hash(run.onnx("student"))})
+
+
+def exported_otherwise(run, models):
+    """The same weights as another graph, of which the engine was built too."""
+    folder = run.onnx("student")
+    (folder / "model.onnx").write_text("of another opset")
+    write_manifest(folder, stage="export", config={}, inputs=read_json(folder / "manifest.json")["inputs"])
+    built_again(run, models)
+
+
 @pytest.mark.parametrize(
     ("change", "named", "verb"),
-    [(trained_again, "onnx/student", "export"), (exported_again, "engine/tensorrt_rtx", "build")],
+    [
+        (trained_again, "onnx/student", "export"),
+        (exported_again, "engine/tensorrt_rtx", "build"),
+        (exported_otherwise, "latency.json", "bench"),
+        (built_again, "latency.json", "bench"),
+    ],
 )
 def test_results_of_weights_that_were_replaced_are_refused(finished, models, change, named, verb):
     line = finished()
     change(line.run, models)
-    with pytest.raises(BadInputError, match=f"other weights than the run holds now: .*{named}") as caught:
+    with pytest.raises(BadInputError, match=f"another model than the run holds now: .*{named}") as caught:
         line.report()
     assert f"`edgediff {verb} " in caught.value.hint
 
@@ -490,6 +518,27 @@ def test_figures_of_weights_that_were_replaced_are_refused(finished, file, verb)
     with pytest.raises(BadInputError, match=file) as caught:
         line.report()
     assert f"`edgediff {verb} " in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("changed", "said", "verb"),
+    [
+        ({"evaluate": {"num_images": 10_000}}, "evaluate.num_images 8 → 10000", "eval"),
+        ({"evaluate": {"guidance_scale": 2.0}}, "evaluate.guidance_scale 1.0 → 2.0", "eval"),
+        ({"benchmark": {"threads": 2}}, "benchmark.threads 1 → 2", "bench"),
+        ({"data": {"name": "elsewhere"}}, "data.name fashion-mnist → elsewhere", "eval"),
+    ],
+)
+def test_figures_of_other_settings_than_the_recipe_s_are_refused(finished, quiet, changed, said, verb):
+    line = finished()
+    ((section, keys),) = changed.items()
+    values = line.recipe.model_dump(mode="json")
+    other = check({**values, section: {**values[section], **keys}}, Recipe)
+    with pytest.raises(BadInputError, match=f"other settings than the recipe's now, {said}: ") as caught:
+        report(line.run, other, quiet)
+    assert f"`edgediff {verb} " in caught.value.hint
+    moved = {**values["data"], "folder": "/elsewhere", "encoded": "/shared"}  # where things lie decides nothing
+    assert report(line.run, check({**values, "data": moved}, Recipe), quiet).teacher == "small"
 
 
 def test_a_result_of_another_version_is_named_with_what_is_wrong(finished):

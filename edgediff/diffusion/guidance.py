@@ -10,6 +10,11 @@ from torch import Tensor
 from edgediff.diffusion.denoiser import Denoiser
 
 
+def forwards(conditional: bool, scale: float) -> int:
+    """Return how many forwards of a model one step of sampling takes."""
+    return 2 if conditional and scale != 1 else 1
+
+
 class Guided:
     """Predicts u + scale · (c - u) from the predictions with conditioning, c, and without, u (Ho & Salimans 2022).
 

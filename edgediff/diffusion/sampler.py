@@ -6,6 +6,7 @@ DDIM with eta 0 (Song et al. 2021), and Euler steps for flow matching, which are
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -15,6 +16,29 @@ from torch import Tensor
 from edgediff.diffusion.denoiser import Denoiser
 from edgediff.diffusion.schedule import is_flow
 from edgediff.errors import BadInputError
+
+
+class TrailingDDIM(DDIMScheduler):
+    """DDIM from the noisiest timestep on, each of whose steps ends where the next one begins.
+
+    diffusers' own does the same where the number of steps divides that of the training's timesteps. Elsewhere its steps
+    are all of `T // n`, which leaves noise that the next one does not know of, and rounding may add a timestep of -1.
+    """
+
+    timesteps: Tensor  # (steps,), falling
+
+    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
+        """Choose the timesteps: exactly as many as are asked for."""
+        super().set_timesteps(num_inference_steps, device)
+        self.timesteps = self.timesteps[:num_inference_steps]
+
+    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **options: Any) -> Any:
+        """Go from a timestep to the next of `timesteps`, from the last to the image."""
+        later = self.timesteps[self.timesteps < timestep]
+        until = int(later[0]) if len(later) else -1
+        # The parent's step is of `T // num_inference_steps`, which this makes the very distance.
+        self.num_inference_steps = Fraction(self.config.num_train_timesteps, int(timestep) - until)
+        return super().step(model_output, timestep, sample, **options)
 
 
 def words(scheduler: Any) -> str:
@@ -31,17 +55,17 @@ def check_steps(scheduler_config: Mapping[str, Any], num_inference_steps: int) -
         raise BadInputError(f"num_inference_steps is beyond the {trained} timesteps of training: {num_inference_steps}")
 
 
-def ddim(scheduler_config: Mapping[str, Any], *, clip_sample: bool) -> DDIMScheduler:
+def ddim(scheduler_config: Mapping[str, Any], *, clip_sample: bool) -> TrailingDDIM:
     """Return the DDIM scheduler of a trained model's own noise schedule and prediction type."""
     keep = (
         *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"),
         *("rescale_betas_zero_snr", "prediction_type", "clip_sample_range"),
     )
-    return DDIMScheduler(
+    return TrailingDDIM(
         **{key: scheduler_config[key] for key in keep if key in scheduler_config},
         clip_sample=clip_sample,
         set_alpha_to_one=False,
-        timestep_spacing="trailing",  # from the noisiest timestep on, whatever the number of steps
+        timestep_spacing="trailing",
     )
 
 

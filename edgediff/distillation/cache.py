@@ -42,7 +42,11 @@ FORMAT = 1
 SHARD_BYTES = 16 * 2**20
 LARGEST_HALF, HALF_BYTES = 65504.0, 2
 NO_FEATURES = "no"
-WORDS = {"scheduler": "noise schedule", "told": "conditioning dropout or random conditioning"}  # of the identity
+WORDS = {  # of the identity
+    "scheduler": "noise schedule",
+    "told": "conditioning dropout or random conditioning",
+    "precision": "precision of the teacher, which is fp32 where its predictions are converted",
+}
 SHARDS = "shard-*.safetensors"
 DAMAGE = (ValueError, KeyError)  # what opening a shard that is not whole raises
 READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)

@@ -133,9 +133,11 @@ class Distillation(nn.Module):
 
     def _gradient_norms(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the norm of every term's own gradient with respect to the student."""
+        # What FSDP 2 cuts gets this method. Its parameters may be whole here, but a backward outside of its own would
+        # free them.
+        if any(hasattr(module, "set_requires_gradient_sync") for module in self.modules()):
+            return {}
         parameters = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
-        if any(hasattr(parameter, "full_tensor") for parameter in parameters):
-            return {}  # cut by FSDP, whose parts are only whole inside its own backward
         norms = {}
         for name, term in terms.items():
             gradients = torch.autograd.grad(term.mean(), parameters, retain_graph=True, allow_unused=True)

@@ -87,7 +87,7 @@ def _front_matter(report: Report, stock: Usage, objective: str) -> dict[str, Any
         "library_name": "diffusers",
         "pipeline_tag": stock.task,
         "base_model": report.teacher,
-        "tags": ["edgediff", "pruned", "distilled", *learned],
+        "tags": ["edgediff", "pruned", *(["distilled"] if report.recipe["distill"]["kd"] else []), *learned],
         "params": report.latency.costs["student"].params,
     }
 

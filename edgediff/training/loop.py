@@ -117,13 +117,16 @@ def train(
         start, before = facts["step"], facts["counts"]
         training_log.check(log, start)
         processes.check_agreement({key: facts[key] for key in ("identity", "step")})
-        # FSDP changes the classes of the modules that it cuts, so the caller keeps a model that it never touched.
+        stack.enter_context(naming_full_memory(*of_a_step(config)))
+        # FSDP changes the classes of the modules that it cuts, so the caller keeps a model that it never touched; not
+        # where memory is for the pieces.
         cut = accelerator.distributed_type == DistributedType.FSDP
         trained = copy.deepcopy(model) if cut else model
+        if cut:
+            model.cpu()
         trained.train()
         stack.enter_context(running_as(trained, config))
         stack.enter_context(attention_kernel(config.precision, device))
-        stack.enter_context(naming_full_memory(*of_a_step(config)))
         optimizer = _optimizer(trained, config)
         network, _ = accelerator.prepare(trained, optimizer)
         ema = EMA(trained, config.ema_decay)

@@ -73,6 +73,11 @@ def _check_engine() -> None:
             "FSDP's activation checkpointing cannot train here: it renames parameters",
             "leave it out, and set `gradient_checkpointing=true` in the recipe",
         )
+    if told("FSDP_OFFLOAD_PARAMS", "false").lower() == "true":
+        raise BadInputError(
+            "FSDP's offloading to the CPU cannot train here: parameters are looked for where the images are",
+            "leave it out, and save memory with `gradient_checkpointing=true` or a smaller `batch_size`",
+        )
 
 
 def overruled(config: TrainingConfig) -> list[str]:

@@ -33,7 +33,7 @@ def tracking(names: Sequence[str], folder: Path, facts: Mapping[str, Any]) -> It
     Raises: BadInputError when W&B cannot be reached.
     """
     started = {"tensorboard": _tensorboard, "wandb": _wandb}
-    trackers = [started[name](folder, facts) for name in names]
+    trackers: list[Any] = []
     shown, waiting = -INTERVAL, None
 
     def show(step: int, values: Line) -> None:
@@ -51,6 +51,8 @@ def tracking(names: Sequence[str], folder: Path, facts: Mapping[str, Any]) -> It
             shown, waiting = time.monotonic(), None
 
     try:
+        for name in names:
+            trackers.append(started[name](folder, facts))
         yield show
         flush()
     except InterruptedStageError:

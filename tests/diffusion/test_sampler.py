@@ -63,6 +63,23 @@ def test_a_perfect_denoiser_draws_the_image_it_knows(prediction_type):
     torch.testing.assert_close(images, x0.expand(3, *SHAPE), atol=0.05, rtol=0)
 
 
+@pytest.mark.parametrize("steps", [50, 61, 150, 501, 600])
+def test_any_number_of_steps_draws_the_distribution(steps):
+    """The best denoiser of N(0, 0.5²) is known; 61 steps had a timestep of -1, the others but 50 ended too noisy."""
+    scheduler = DDPMScheduler()
+    seen = []
+
+    def denoiser(x, timestep):
+        seen.append(int(timestep[0]))
+        alpha = scheduler.alphas_cumprod[timestep].view(-1, 1, 1, 1)
+        return x * (1 - alpha).sqrt() / (0.25 * alpha + 1 - alpha)
+
+    images = draw(denoiser, scheduler.config, range(4), steps=steps, clip=False)
+    assert len(seen) == steps and seen[0] == 999 and min(seen) >= 0
+    # Every step multiplies x by a known number; their product is what remains of noise of deviation 1.
+    assert float(images.std()) == pytest.approx(0.5, rel=0.06)
+
+
 def test_more_steps_than_the_model_knows(small):
     loaded, denoiser = small
     with pytest.raises(BadInputError, match="beyond the 1000 timesteps of training: 1001"):

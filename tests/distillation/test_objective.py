@@ -1,10 +1,15 @@
 """The objective of a distillation: what is compared with what, in which space, with which weight."""
 
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers.models.resnet import ResnetBlock2D
+from torch import distributed, multiprocessing
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.functional import mse_loss
 
 from edgediff import data, families, model_folder
@@ -85,6 +90,36 @@ def test_terms_add_up_with_their_weights(teacher, student_of, batch_of):
     assert values["output"].item() == pytest.approx(
         0.5 * mse_loss(prediction, batch.targets.prediction).item(), rel=1e-4
     )
+
+
+def cut_by_fsdp(teacher, batch, config, folder):
+    """In a process of its own: leave the loss, and what was logged, of a student whose blocks stay whole once met."""
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=0, world_size=1)
+    student = replace(teacher, model=copy.deepcopy(teacher.model))
+    objective = Distillation(student, [teacher], config)
+    for module in list(student.model.modules()):
+        if isinstance(module, ResnetBlock2D):
+            fully_shard(module, mesh=init_device_mesh("cpu", (1,)), reshard_after_forward=False)
+    fully_shard(objective, mesh=init_device_mesh("cpu", (1,)), reshard_after_forward=False)
+    loss, values = objective(batch)
+    loss.backward()
+    torch.save({"loss": loss.detach(), "names": list(values)}, f"{folder}/said.pt")
+    distributed.destroy_process_group()
+
+
+def test_a_student_cut_by_fsdp_trains_without_norms_of_single_terms(teacher, batch_of, tmp_path):
+    config = DistillConfig(kd="place", gradient_norms_every=1)
+    batch = batch_of(config)
+    process = multiprocessing.get_context("spawn").Process(
+        target=cut_by_fsdp, args=(teacher, batch, config, str(tmp_path))
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    said = torch.load(tmp_path / "said.pt")
+    whole, values = Distillation(replace(teacher, model=copy.deepcopy(teacher.model)), [teacher], config)(batch)
+    torch.testing.assert_close(said["loss"], whole.detach())
+    assert set(values) - set(said["names"]) == {"grad_norm.diffusion", "grad_norm.place"}
 
 
 def test_the_teacher_itself_is_a_perfect_student(teacher, batch_of):

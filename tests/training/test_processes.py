@@ -180,6 +180,11 @@ def test_accelerate_launch_ends_with_an_error_when_a_process_is_killed(tmp_path)
             "activation checkpointing",
             "gradient_checkpointing=true",
         ),
+        (
+            {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"},
+            "offloading to the CPU",
+            "gradient_checkpointing=true",
+        ),
     ],
 )
 def test_what_the_launcher_was_told_and_cannot_be_done(told, said, hint, tmp_path, monkeypatch):
