@@ -682,7 +682,7 @@ def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict
                 target[parent] = {}
             target = target[parent]
             if not isinstance(target, dict):
-                raise BadInputError(f"{'.'.join(parents[:place])}: must be a section of keys: {target}")
+                raise BadInputError(f"{'.'.join(parents[:place])}: not a section of keys: {target}")
         target[last] = value
     return result
 

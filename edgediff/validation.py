@@ -28,7 +28,7 @@ def _worded(problem: Any, model: type[BaseModel]) -> str:
             reason = str(problem["ctx"]["error"])
             return f"{key}: {reason}" if key else reason  # of several keys, which it names
         case "model_type":
-            return f"{key}: must be a section of keys: {problem['input']}"
+            return f"{key}: not a section of keys: {problem['input']}"
         case "literal_error":
             return f"{key}: not one of {problem['ctx']['expected']}: {problem['input']}"
         case _:

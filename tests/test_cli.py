@@ -103,6 +103,20 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize(
+    ("recipe", "option", "said"),
+    [
+        ("prune: 0.5", ["--ratio", "0.5"], "prune: not a section of keys: 0.5"),
+        ("distill: place", ["--ratio", "0.5", "--kd", "lift"], "distill: not a section of keys: place"),
+    ],
+)
+def test_an_option_of_a_section_that_is_none(recipe, option, said, edgediff, small_teacher, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    start = ["compress", "--recipe", tmp_path / "recipe.yaml", "--teacher", small_teacher, "--out", tmp_path / "run"]
+    code, out, err = edgediff(*start, *option)
+    assert (code, out, err) == (2, "", f"error: {said}\n")
+
+
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["run", "plan"])
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_one_sentence_with_a_hint_before_any_work(name, dry, edgediff, small_teacher, tmp_path):

@@ -132,6 +132,10 @@ def test_every_stage_left_its_figures(run):
     assert measured == [(role, scale) for scale in (1.0, 2.0, 4.0) for role in ROLES]
     assert accuracy["num_images"] == 8 and accuracy["num_real"] == 24
     assert {row["role"] for row in latency["rows"] if row["status"] == "measured"} == set(ROLES)
+    assert latency["profile"]["forwards"] == 2  # of a step, as guidance takes
+    for row in latency["rows"]:
+        assert row["image_ms"] == pytest.approx(row["step_p50_ms"] * 3 * 2 / row["batch_size"])
+    assert "3 steps of 2 forwards, as guidance takes" in (run.path / "report.html").read_text()
     for role in ROLES:
         assert load_file(run.samples(role))["samples"].shape == (8, 1, 28, 28)  # decoded
         assert read_json(run.onnx(role) / "parity.json")["cases"]

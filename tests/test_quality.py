@@ -1,5 +1,6 @@
 """Drawing and scoring under one profile: which images count as noise, and what the reference has to say in it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
 from edgediff import data
-from edgediff.data.images import ImageArray
+from edgediff.data.images import ImageArray, to_bytes
 from edgediff.diffusion.parameterisation import coefficients
 from edgediff.families.unet2d import UNet2D
 from edgediff.metrics.divergence import noise_level, noise_limit
@@ -84,6 +85,28 @@ def test_noise_and_images_that_are_not_finite_are_the_noise_share(drawn, photogr
     assert (
         row.diverged_share > 0.25
     )  # all pixels that are not finite, and most of the noise, which is 157 times as strong
+
+
+def test_more_images_than_the_reference_has(photographs, extractor, config, quiet, model, drawn):
+    """Every estimate is of as many of one side as of the other; the profile says how many."""
+    test, training = photographs
+    pixels = to_bytes(test.batch(torch.arange(8)))
+    few = ImageArray("few", pixels[:5], np.zeros(5, np.uint8), "0")
+    real = real_images(few, training, extractor, config.num_images, quiet)
+    assert profile(real, extractor, config, model, DataConfig()).kid_subset_size == 5 < config.num_images
+    row = model_row("student", replace(drawn, pixels=pixels, finite=np.ones(8, bool)), real, extractor)
+    assert np.isfinite([row.kid_mean, row.kid_std, row.frechet_distance]).all()
+    # Five of these eight are looked at, from the first to the last; of all five of the reference itself all are inside.
+    assert 0 < row.precision <= 1 and 0 < row.recall <= 1
+    same = model_row("student", replace(drawn, pixels=pixels[:5], finite=np.ones(5, bool)), real, extractor)
+    assert (same.precision, same.recall) == (1, 1)
+
+
+def test_images_too_small_for_a_window_have_no_structural_similarity(photographs, extractor, config, quiet, drawn):
+    real = real_images(*photographs, extractor, config.num_images, quiet)
+    small = replace(drawn, pixels=to_bytes(photographs[0].batch(torch.arange(8))[..., 10:18, 10:18]))
+    row = model_row("student", small, real, extractor, small)
+    assert row.ssim_to_teacher is None and row.psnr_to_teacher == 100
 
 
 def test_a_reference_of_noise_leaves_the_share_undefined(drawn, extractor, config, quiet, model):

@@ -370,8 +370,10 @@ def test_a_report_without_diagnosis_says_how_to_get_one(finished):
 def test_page_and_card_say_how_the_student_began_and_who_taught_it(finished, settings, said):
     line = finished(**settings)
     line.report()
-    for text in (page_of(line.run), (line.run.path / "README.md").read_text(encoding="utf-8")):
+    card = (line.run.path / "README.md").read_text(encoding="utf-8")
+    for text in (page_of(line.run), card):
         assert said in text and "before distillation" not in text
+    assert ("distilled" in yaml.safe_load(card.split("---\n")[1])["tags"]) == ("kd none" not in said)
 
 
 def test_a_diagnosis_without_error_maps_is_left_out_and_said(finished, capsys):
@@ -407,7 +409,9 @@ def test_the_card_is_what_hubs_read_and_says_its_limits(finished):
     _, front, body = (line.run.path / "README.md").read_text(encoding="utf-8").split("---\n", 2)
     matter = yaml.safe_load(front)
     assert matter["library_name"] == "diffusers" and matter["pipeline_tag"] == "unconditional-image-generation"
-    assert matter["base_model"] == "small" and "kd-place" in matter["tags"] and matter["params"] == 100
+    assert (
+        matter["base_model"] == "small" and {"kd-place", "distilled"} <= set(matter["tags"]) and matter["params"] == 100
+    )
     assert 'DDPMPipeline.from_pretrained("student")' in body
     assert "| step, onnxruntime on cpu, batch 1 | 8.00 ms | 2.00 ms (4.00×) |" in body
     assert "not with Inception's FID" in body

@@ -37,12 +37,20 @@ def test_classes_that_the_model_does_not_know_are_refused(folder_of, tmp_path, q
 
 def test_a_caption_missing_anywhere_is_found_before_any_work(folder_of, tmp_path, quiet):
     of_captions = model_folder.load(small_pipelines.stable_diffusion(tmp_path / "teacher"))
-    folder = folder_of("1.png", "2.png", "3.png")
+    folder = folder_of("1.png", "2.png", "3.png", "4.png")
     for split in ("train", "test"):
-        for name in ("1", "2", "3"):
+        for name in ("1", "2", "3", "4"):
             (folder / split / f"{name}.txt").write_text("a")
     config = DataConfig(name=str(folder))
     samples.check(config, of_captions, quiet)
     (folder / "test" / "3.txt").unlink()
-    with pytest.raises(BadInputError, match=r"captions are missing for 1 of 3 images, such as .*3\.png"):
+    with pytest.raises(BadInputError, match=r"captions are missing for 1 of 4 images, such as .*3\.png"):
         samples.check(config, of_captions, quiet)
+
+
+def test_too_few_images_to_score_by_are_found_before_any_work(folder_of, small_teacher, quiet):
+    folder, loaded = folder_of("1.png", "2.png", "3.png", "4.png"), model_folder.load(small_teacher)
+    samples.check(DataConfig(name=str(folder)), loaded, quiet)
+    (folder / "test" / "1.png").unlink()
+    with pytest.raises(BadInputError, match="too few images to score by, 3 in the test split of"):
+        samples.check(DataConfig(name=str(folder)), loaded, quiet)

@@ -113,6 +113,20 @@ def test_what_cannot_run_here_says_why(latency):
     assert all((row.status, row.reason, row.step_p50_ms) == ("not run", "no NVIDIA GPU", None) for row in engines)
 
 
+def test_an_engine_that_is_built_later_is_asked_for_its_time(run, recipe, quiet):
+    before, manifest = run.latency.read_text(), run.engine("tensorrt_rtx") / "manifest.json"
+    benchmark(run, recipe, quiet)
+    assert run.latency.read_text() == before
+    kept = manifest.read_text()
+    manifest.unlink()
+    rows = benchmark(run, recipe, quiet).rows
+    assert {row.reason for row in rows if row.backend == "tensorrt_rtx"} == {"no engine was built"}
+    manifest.write_text(kept)
+    rows = benchmark(run, recipe, quiet).rows
+    assert "no engine was built" not in {row.reason for row in rows if row.backend == "tensorrt_rtx"}
+    run.latency.write_text(before)
+
+
 def test_a_changed_machine_setting_measures_again(run, small_recipe, photos, quiet):
     before = run.latency.read_text()
     other = small_recipe(data={"name": str(photos)}, benchmark={"batch_sizes": [1], "iterations": 2})

@@ -1,12 +1,15 @@
 """Budgets through the command line, the stages and the report: what is refused, and what is recorded."""
 
 import json
+import shutil
 
 import pytest
 from budget_models import UNET, made_up_table
 
 from edgediff import model_folder
 from edgediff.artifacts import read_json, write_result
+from edgediff.compare_prunings import compare_prunings
+from edgediff.errors import BadInputError
 from edgediff.plan import plan
 from edgediff.prune import prune
 from edgediff.recipe import PruneConfig, check
@@ -72,6 +75,19 @@ def test_a_plan_without_a_profile_says_how_to_get_one(edgediff, small_teacher, t
         "compress", "--teacher", small_teacher, "--latency", "3ms", "--dry-run", "--out", tmp_path / "run"
     )
     assert code == 2 and f"edgediff profile --teacher {small_teacher}" in " ".join(err.split())
+
+
+def test_ways_of_pruning_are_compared_by_this_machines_profile(small_recipe, device, tmp_path, quiet):
+    """The size is known before the images are looked for."""
+    path, teacher_ms = device
+    run, asked = Run(tmp_path / "run"), {"ratio": None, "latency_ms": 0.5 * teacher_ms}
+    recipe = small_recipe(prune=asked, data={"name": "nowhere"})
+    with pytest.raises(BadInputError, match="needs a profile"):
+        compare_prunings(run, recipe, quiet)
+    run.path.mkdir()
+    shutil.copy(path, run.profile)
+    with pytest.raises(BadInputError, match="no data set and no folder of images: nowhere"):
+        compare_prunings(run, recipe, quiet)
 
 
 def test_a_plan_shows_what_the_profile_predicts(small_recipe, device):

@@ -10,6 +10,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from accelerate.tracking import TensorBoardTracker
 from small_training import CONFIG, IDENTITY, run
 from tensorboardX.proto.event_pb2 import Event
 
@@ -108,8 +109,11 @@ def test_a_wandb_that_cannot_start_is_one_sentence(tmp_path, wandb, monkeypatch)
         raise RuntimeError("api_key not configured\n(no-tty)")
 
     monkeypatch.setattr(wandb, "init", unreachable)
+    finished = []
+    monkeypatch.setattr(TensorBoardTracker, "finish", lambda tracker: finished.append(tracker))
     with pytest.raises(BadInputError, match=r"cannot start: api_key not configured \(no-tty\)"):
-        run(tmp_path, config=ON_WANDB)
+        run(tmp_path, config=CONFIG.model_copy(update={"trackers": ("tensorboard", "wandb")}))
+    assert len(finished) == 1  # which had started before
 
 
 def test_runs_of_wandb_have_a_name_and_an_id_of_their_own(tmp_path, wandb):
