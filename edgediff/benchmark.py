@@ -61,7 +61,7 @@ def benchmark(run: Run, recipe: Recipe, output: Output) -> Latency:
     inputs: dict[str, str] = {
         **{role: loaded[role].sha256 for role in ROLES},
         **{f"onnx/{role}": content_hash(run.onnx(role)) for role in ROLES},
-        **{f"engine/{backend}": content_hash(run.engine(backend)) for backend in built(run, recipe)},
+        **{f"engine/{backend}": content_hash(run.engine(backend)) for backend in run.built(recipe.build.backends)},
     }
     if result_up_to_date(run.latency, stage="benchmark", config=config, inputs=inputs):
         latency = Latency.model_validate(read_result(run.latency))
@@ -100,11 +100,6 @@ def benchmark(run: Run, recipe: Recipe, output: Output) -> Latency:
     write_result(run.latency, latency.model_dump(mode="json"), stage="benchmark", config=config, inputs=inputs)
     show(latency, output)
     return latency
-
-
-def built(run: Run, recipe: Recipe) -> list[str]:
-    """Return the recipe's builders of which an engine stands in the run."""
-    return [backend for backend in recipe.build.backends if (run.engine(backend) / "manifest.json").is_file()]
 
 
 def rotated(keys: list[Key], round_index: int) -> list[Key]:
@@ -265,7 +260,7 @@ def _engine_rows(
 
 
 def _why_no_engine(run: Run, recipe: Recipe, backend: str, batch_size: int) -> str:
-    if backend not in built(run, recipe):
+    if backend not in run.built(recipe.build.backends):
         return "no engine was built"
     if not has_gpu():
         return "no NVIDIA GPU"

@@ -20,7 +20,6 @@ from edgediff.artifacts import (
     write_result,
     write_text,
 )
-from edgediff.benchmark import built
 from edgediff.errors import BadInputError, CorruptArtifactError
 from edgediff.output import Output
 from edgediff.recipe import PLACES, Recipe, differences
@@ -55,7 +54,7 @@ def report(run: Run, recipe: Recipe, output: Output) -> Report:
         reached=reached,
         training=_part(TrainingSummary, run.student / MANIFEST, "training"),
         parity={role: _read(Parity, run.onnx(role) / "parity.json") for role in ROLES},
-        builds=[_read(Build, run.engine(backend) / "build.json") for backend in built(run, recipe)],
+        builds=[_read(Build, run.engine(backend) / "build.json") for backend in run.built(recipe.build.backends)],
         latency=latency,
         budget=budgets.comparison(reached.search, latency) if reached.search else None,
         quality=_read(Quality, run.quality),
@@ -95,11 +94,11 @@ def _require_one_model(run: Run, recipe: Recipe, weights: Mapping[str, str]) -> 
     for role in ROLES:
         folder = run.onnx(role)
         current.append(("export", folder, read_object(folder / MANIFEST)["inputs"]["weights"] == weights[role]))
-    for backend in built(run, recipe):
+    for backend in run.built(recipe.build.backends):
         folder = run.engine(backend)
         current.append(("build", folder, read_object(folder / MANIFEST)["inputs"]["onnx"] == exported["student"]))
     models = {**weights, **{f"onnx/{role}": hashed for role, hashed in exported.items()}}
-    engines = {f"engine/{backend}": content_hash(run.engine(backend)) for backend in built(run, recipe)}
+    engines = {f"engine/{backend}": content_hash(run.engine(backend)) for backend in run.built(recipe.build.backends)}
     current.append(("bench", run.latency, _is_of(read_object(run.latency)["inputs"], models | engines)))
     scored = read_object(run.quality)["inputs"]  # without graphs where it was scored before they were there
     current.append(("eval", run.quality, _is_of({**models, **scored}, models)))
@@ -166,7 +165,7 @@ def _students(run: Run) -> dict[str, Path]:
 def _inputs(run: Run, recipe: Recipe) -> dict[str, str]:
     folders = _students(run)
     folders |= {f"onnx/{role}": run.onnx(role) for role in ROLES}
-    folders |= {f"engine/{backend}": run.engine(backend) for backend in built(run, recipe)}
+    folders |= {f"engine/{backend}": run.engine(backend) for backend in run.built(recipe.build.backends)}
     files = {path.name: path for path in (run.train_log, run.latency, run.quality)}
     return {name: content_hash(folder) for name, folder in folders.items()} | {
         name: sha256(path) for name, path in files.items()

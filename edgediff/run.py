@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -75,6 +76,10 @@ class Run:
     def engine(self, backend: str) -> Path:
         """Engine folder: model.engine, build.json, manifest.json."""
         return self.path / "engine" / backend
+
+    def built(self, backends: Iterable[str]) -> list[str]:
+        """Return those of the backends whose engine stands here."""
+        return [backend for backend in backends if (self.engine(backend) / "manifest.json").is_file()]
 
     @property
     def profile(self) -> Path:
