@@ -11,14 +11,14 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from edgediff import model_folder, roles
 from edgediff.artifacts import content_hash, cpu_name, read_json, read_result, result_up_to_date, write_result
-from edgediff.backends import has_gpu
+from edgediff.backends import gpu_name, has_gpu
 from edgediff.backends.memory import peak_memory_mib
 from edgediff.backends.onnxruntime import CUDA_PROVIDER, OnnxRuntimeDenoiser, available_providers
 from edgediff.backends.pytorch import PyTorchDenoiser
@@ -49,12 +49,12 @@ def benchmark(run: Run, recipe: Recipe, output: Output) -> Latency:
         if not (run.onnx(role) / "manifest.json").is_file():
             raise BadInputError(f"nothing to time: `{run.onnx(role)}`", f"run `edgediff export {run.path}` first")
     loaded = {role: model_folder.load(folders[role]) for role in ROLES}
-    config = {
+    config: dict[str, Any] = {
         "benchmark": recipe.benchmark.model_dump(mode="json"),
         "evaluate": recipe.evaluate.model_dump(include={"num_inference_steps", "guidance_scale"}),
         "build": recipe.build.model_dump(mode="json", include={"backends"}),
         "device": cpu_name(),
-        "gpu": has_gpu(),
+        "gpu": gpu_name(),
     }
     if recipe.prune.needs_profile:
         config["budget"] = True
@@ -80,6 +80,7 @@ def benchmark(run: Run, recipe: Recipe, output: Output) -> Latency:
         num_inference_steps=recipe.evaluate.num_inference_steps,
         forwards=guidance.forwards(conditional, recipe.evaluate.guidance_scale),
         sample_shape=of_teacher.sample_shape,
+        gpu=gpu_name(),
     )
     output.stage("benchmark", f"{settings.iterations} rounds, {settings.threads} thread(s)")
     rows: list[LatencyRow] = []

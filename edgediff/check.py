@@ -76,6 +76,7 @@ class Baseline(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     teacher: str  # by name
+    teacher_sha256: str | None = None  # of its weights, which say more; null: an earlier version
     any_device: bool = False  # compare speedups across kinds of processors
     quality_profile: QualityProfile
     latency_profile: LatencyProfile
@@ -146,6 +147,7 @@ def write_baseline(path: Path, baseline_path: Path) -> Baseline:
             gates[name] = kept
     baseline = Baseline(
         teacher=report.teacher,
+        teacher_sha256=report.teacher_sha256,
         any_device=any_device,
         quality_profile=report.quality.profile,
         latency_profile=report.latency.profile,
@@ -303,18 +305,32 @@ def _figure(value: float | None) -> str:
 def _require_comparable(report: Report, baseline: Baseline) -> None:
     gated = {_metric(name) for name in baseline.gates}
     differing: list[str] = []
-    if gated & TO_TEACHER and report.teacher != baseline.teacher:
-        differing.append(f"teacher {report.teacher}, baseline {baseline.teacher}")
+    if gated & TO_TEACHER:
+        differing += _another_teacher(report, baseline)
     if gated & BY_PROFILE:
         differing += _differing(report.quality.profile, baseline.quality_profile)
     if gated & ON_DEVICE:
-        ignored = {"device"} if baseline.any_device else set()
+        ignored = {"device", "gpu"} if baseline.any_device else set()
+        if not any("/cuda/" in name for name in baseline.gates):
+            ignored |= {"gpu"}
         differing += _differing(report.latency.profile, baseline.latency_profile, ignored)
     if differing:
         raise NotComparableError(
             f"run and baseline were measured differently: {'; '.join(differing)}",
             "measure the run as the baseline was, or write a new baseline with `--write-baseline`",
         )
+
+
+def _another_teacher(report: Report, baseline: Baseline) -> list[str]:
+    """Say which teachers they are where they are not one: by their weights, in earlier files by their names."""
+    hashes = (report.teacher_sha256, baseline.teacher_sha256)
+    if None in hashes:
+        same = report.teacher == baseline.teacher
+        return [] if same else [f"teacher {report.teacher}, baseline {baseline.teacher}"]
+    named = [
+        f"{name} ({str(sha256)[:8]})" for name, sha256 in zip((report.teacher, baseline.teacher), hashes, strict=True)
+    ]
+    return [] if hashes[0] == hashes[1] else [f"teacher {named[0]}, baseline {named[1]}"]
 
 
 def _differing(run: BaseModel, baseline: BaseModel, ignored: set[str] | None = None) -> list[str]:

@@ -566,7 +566,8 @@ def main() -> None:
 def _fail_usage(error: Any) -> NoReturn:
     """Word typer's error as all others are; a command without its arguments has shown its help instead."""
     message = error.format_message().strip().rstrip(".")
-    if not message:
+    if type(error).__name__ == "NoArgsIsHelpError":  # whose message is the help, unless rich has printed that already
+        print(message)
         raise SystemExit(error.exit_code)
     hint = f"`{error.ctx.command_path} --help` shows what it takes" if error.ctx else ""
     _fail(BadInputError(message[0].lower() + message[1:], hint))

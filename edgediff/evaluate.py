@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -16,11 +17,12 @@ from edgediff.backends.onnxruntime import OnnxRuntimeDenoiser
 from edgediff.backends.pytorch import PyTorchDenoiser
 from edgediff.class_accuracy import Candidate, class_accuracy
 from edgediff.diffusion.denoiser import Denoiser
+from edgediff.diffusion.sampler import uneven, words
 from edgediff.metrics.features import EfficientNetLite0, efficientnet_lite0
 from edgediff.model_folder import Loaded
 from edgediff.output import Output, number
 from edgediff.quality import Drawn, draw, floor_row, model_row, profile, real_images
-from edgediff.recipe import PLACES, Recipe
+from edgediff.recipe import PLACES, SPEED_ONLY, Recipe
 from edgediff.reporting.tables import class_accuracy_table
 from edgediff.results import Quality, QualityRow
 from edgediff.run import ROLES, Role, Run
@@ -49,7 +51,12 @@ def evaluate(run: Run, recipe: Recipe, output: Output) -> Quality:
     encoded = roles.encoded(run, recipe)
     reference = samples.scored(recipe.data, "test", loaded["teacher"], encoded, output)
     training = data.load(recipe.data, "train", shape=reference.shape, output=output)
-    config = {"evaluate": recipe.evaluate.model_dump(mode="json"), "data": recipe.data.model_dump(mode="json")}
+    config: dict[str, Any] = {
+        "evaluate": recipe.evaluate.model_dump(mode="json"),
+        "data": recipe.data.model_dump(mode="json"),
+    }
+    if uneven(loaded["teacher"].scheduler, recipe.evaluate.num_inference_steps):
+        config["sampler"] = words(loaded["teacher"].scheduler, recipe.evaluate.num_inference_steps)
     inputs = {
         **{role: model.sha256 for role, model in loaded.items()},
         **{f"onnx/{role}": content_hash(run.onnx(role)) for role in ROLES if _exported(run, role)},
@@ -57,7 +64,7 @@ def evaluate(run: Run, recipe: Recipe, output: Output) -> Quality:
         "training": training.sha256,
         "extractor": EfficientNetLite0.sha256,
     }
-    if result_up_to_date(run.quality, stage="evaluate", config=config, inputs=inputs, aside=PLACES):
+    if result_up_to_date(run.quality, stage="evaluate", config=config, inputs=inputs, aside=(*PLACES, *SPEED_ONLY)):
         quality = Quality.model_validate(read_result(run.quality))
         output.stage("evaluate", "up to date")
         show(quality, output)
@@ -93,8 +100,8 @@ def show(quality: Quality, output: Output) -> None:
     """Show the quality table for people: a column a model, which leaves room for whole words on a narrow terminal."""
     settings = quality.profile
     rows = [
-        [name, *("–" if (value := getattr(row, key)) is None else words(value) for row in quality.rows)]
-        for name, key, words in FIGURES
+        [name, *("–" if (value := getattr(row, key)) is None else worded(value) for row in quality.rows)]
+        for name, key, worded in FIGURES
     ]
     output.table(
         f"{settings.num_images:,} images a model, {settings.num_inference_steps} steps each; features of "

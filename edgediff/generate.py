@@ -22,7 +22,7 @@ from edgediff.data.metadata import Metadata
 from edgediff.data.shards import refuse_another
 from edgediff.diffusion.denoiser import Denoiser
 from edgediff.diffusion.guidance import Guided
-from edgediff.diffusion.sampler import check_steps, sample, stepper
+from edgediff.diffusion.sampler import check_steps, sample, stepper, uneven, words
 from edgediff.encoding import parts
 from edgediff.errors import BadInputError
 from edgediff.model_folder import Loaded
@@ -55,6 +55,8 @@ def generate(name: str, out: Path, config: GenerateConfig, output: Output) -> Pa
     check_steps(loaded.scheduler.config, config.num_inference_steps)
     told = asked(config, loaded, folder, output)
     settings = config.model_dump(mode="json", include={"num_inference_steps", "clip_sample", "guidance_scale"})
+    if uneven(loaded.scheduler, config.num_inference_steps):
+        settings["sampler"] = words(loaded.scheduler, config.num_inference_steps)
     described, inputs = {STAGE: settings}, _inputs(loaded, told)
     _refuse_other_images(out, described, inputs)
     write_manifest(out, stage=STAGE, config=described, inputs=inputs)  # before the images, which it explains

@@ -34,6 +34,7 @@ from edgediff.output import QUIET
 from edgediff.pruning import check_learnable, foreseen_cut, forwards, widths_for_ratio, widths_in_order
 from edgediff.recipe import DataConfig, DistillConfig, EvaluateConfig, PruneConfig, Recipe, objective_words
 from edgediff.results import Plan, Search, StagePlan
+from edgediff.run import ROLES
 from edgediff.samples import CLASSES, random_captions
 
 TRIAL_BATCH = 4
@@ -220,7 +221,7 @@ def plan(recipe: Recipe, measured: Path | None = None) -> Plan:
         after=model_cost(what.family, what.student_config),
         search=what.search,
         stages=stages,
-        memory_mib=_memory_mib(models, what.family, recipe.distill.training.batch_size),
+        memory_mib=max(_memory_mib(models, what.family, recipe.distill.training.batch_size), _drawn_mib(recipe, what)),
     )
 
 
@@ -232,11 +233,9 @@ def _encode_plans(recipe: Recipe, what: Outline, seconds_a_mac: float) -> list[S
     if teacher.registered(recipe.teacher) is not None:
         return [StagePlan(stage="encode", seconds=0.0, what="not counted: the teacher is not on this machine")]
     folder, inputs = teacher.resolve(recipe.teacher).folder, what.family.example_inputs(what.teacher_config)
-    shape = image_shape = what.family.sample_shape(what.teacher_config)
+    shape, image_shape = what.family.sample_shape(what.teacher_config), _image_shape(recipe, what)
     macs, size, parts = 0.0, 0.0, []
     of_latents = model_folder.autoencoder(folder) is not None
-    if of_latents:
-        image_shape = latents.image_shape(folder, shape)
     splits = [data.load(recipe.data, split, shape=image_shape, output=QUIET) for split in SPLITS]
     if of_latents:
         count = sum(map(len, splits))
@@ -254,6 +253,20 @@ def _encode_plans(recipe: Recipe, what: Outline, seconds_a_mac: float) -> list[S
         return []
     words = f"{' and '.join(parts)}, {size / 2**20:,.0f} MiB on disk"
     return [StagePlan(stage="encode", seconds=macs * seconds_a_mac, what=words)]
+
+
+def _image_shape(recipe: Recipe, what: Outline) -> tuple[int, int, int]:
+    """Return (C, H, W) of drawn images; of samples where an autoencoder would decode them that is not here."""
+    shape = what.family.sample_shape(what.teacher_config)
+    if teacher.registered(recipe.teacher) is not None:
+        return shape
+    folder = teacher.resolve(recipe.teacher).folder
+    return shape if model_folder.autoencoder(folder) is None else latents.image_shape(folder, shape)
+
+
+def _drawn_mib(recipe: Recipe, what: Outline) -> float:
+    """Return what evaluation holds: the drawn images of all roles, a byte a value."""
+    return INTERPRETER_MIB + len(ROLES) * recipe.evaluate.num_images * math.prod(_image_shape(recipe, what)) / 2**20
 
 
 def _different_captions(images: Source) -> float:
@@ -393,7 +406,7 @@ def _activation_bytes(model: Any, family: Family, *, kept: bool) -> int:
 
 
 def _memory_mib(models: dict[str, Any], family: Family, batch_size: int) -> float:
-    """Return the peak of distillation, the stage that holds most: both models, the optimiser, one batch."""
+    """Return the peak of distillation: both models, the optimiser, one batch."""
     student, big = models["student"], models["teacher"]
     weights = parameter_bytes(big) + TRAINING_COPIES * parameter_bytes(student)
     one_image = _activation_bytes(student, family, kept=True) + _activation_bytes(big, family, kept=False)

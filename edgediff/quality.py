@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,13 +27,13 @@ from edgediff.model_folder import Loaded
 from edgediff.output import Output
 from edgediff.recipe import FEWEST_SCORED, DataConfig, DrawConfig, EvaluateConfig
 from edgediff.results import QualityProfile, QualityRow, Reference
-from edgediff.samples import Samples, decoder, kind
+from edgediff.samples import Samples, decoder, image_shape, kind
 
 KID_SUBSET_SIZE, KID_SUBSETS = 1000, 100
 NEIGHBOURS = FEWEST_SCORED - 1  # of precision and recall: 3, as Kynkaanniemi et al. 2019 have it
 DIVERGED = 1.5  # abs(x) beyond which a pixel of an image in [-1, 1] is no rounding of one
 IDENTICAL_PSNR = 100.0  # dB; stands for infinity, which JSON cannot hold and a mean cannot survive
-CHUNK = 256  # images between two advances of the progress bar
+CHUNK = 256  # images scored at once, which takes some fifty times their bytes
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class Drawn:
     diverged_share: float
     finite: NDArray[np.bool_]
 
-    def images(self) -> Tensor:
-        """Return the images as float32 (N, C, H, W) in [-1, 1]."""
-        return from_bytes(self.pixels)
+    def images(self, places: slice) -> Tensor:
+        """Return some of the images as float32 (n, C, H, W) in [-1, 1]; all at once are many times their bytes."""
+        return from_bytes(self.pixels[places])
 
 
 @dataclass(frozen=True)
@@ -72,29 +72,37 @@ def draw(
 
     A conditional model draws image i under the conditioning of the i-th reference image, counted round.
     """
-
-    def conditioning(places: Tensor) -> dict[str, Tensor]:
-        return reference.conditioning((places + config.first_seed) % len(reference))
-
     guided = denoiser
-    if config.guidance_scale != 1 and conditioning(torch.zeros(1, dtype=torch.int64)):
+    if config.guidance_scale != 1 and reference.conditioning(torch.zeros(1, dtype=torch.int64)):
         guided = Guided(denoiser, config.guidance_scale, reference.unconditional)
+    scheduler, decode = stepper(loaded.scheduler, clip_sample=clips(loaded, config)), decoder(loaded)
+    pixels = np.empty((config.num_images, *image_shape(loaded)), np.uint8)
+    finite, diverged = np.empty(config.num_images, np.bool_), 0
     with output.progress(f"draw {what}", config.num_images) as progress:
-        raw = sample(
-            guided,
-            stepper(loaded.scheduler, clip_sample=clips(loaded, config)),
-            range(config.first_seed, config.first_seed + config.num_images),
-            shape=loaded.sample_shape,
-            num_inference_steps=config.num_inference_steps,
-            batch_size=config.batch_size,
-            conditioning=conditioning,
-            on_images=progress.advance,
-        )
-        raw = decoder(loaded)(raw)
-    # A student that diverges to NaN has failed, but its row should say so rather than stop the report of the others.
-    finite = torch.nan_to_num(raw, nan=2 * DIVERGED, posinf=2 * DIVERGED, neginf=-2 * DIVERGED)
-    diverged_share = float((finite.abs() > DIVERGED).float().mean())
-    return Drawn(to_bytes(finite), denoiser.backend, diverged_share, raw.isfinite().flatten(1).all(dim=1).numpy())
+        for batch in _slices(config.num_images, config.batch_size):
+            seeds = range(config.first_seed + batch.start, config.first_seed + batch.stop)
+
+            def conditioning(places: Tensor, first: int = seeds.start) -> dict[str, Tensor]:
+                return reference.conditioning((places + first) % len(reference))
+
+            raw = decode(
+                sample(
+                    guided,
+                    scheduler,
+                    seeds,
+                    shape=loaded.sample_shape,
+                    num_inference_steps=config.num_inference_steps,
+                    batch_size=config.batch_size,
+                    conditioning=conditioning,
+                )
+            )
+            finite[batch] = raw.isfinite().flatten(1).all(dim=1).numpy()
+            # A student that diverges to NaN has failed, but its row should say so rather than stop the others' report.
+            raw = torch.nan_to_num(raw, nan=2 * DIVERGED, posinf=2 * DIVERGED, neginf=-2 * DIVERGED)
+            diverged += int((raw.abs() > DIVERGED).sum())
+            pixels[batch] = to_bytes(raw)
+            progress.advance(len(seeds))
+    return Drawn(pixels, denoiser.backend, diverged / pixels.size, finite)
 
 
 def clips(loaded: Loaded, config: DrawConfig) -> bool:
@@ -108,8 +116,14 @@ def real_images(
     """Measure all reference images, and as many training images as models draw (the floor)."""
     count = min(num_images, len(training))
     with output.progress("features of the data", len(reference) + count) as progress:
-        features, noise = _measured(reference, torch.arange(len(reference)), extractor, progress.advance)
-        floor, floor_noise = _measured(training, evenly(len(training), count), extractor, progress.advance)
+
+        def batches(images: Images, indices: Tensor) -> Iterator[Tensor]:
+            for chunk in indices.split(CHUNK):
+                yield images.batch(chunk)
+                progress.advance(len(chunk))
+
+        features, noise = _measured(batches(reference, torch.arange(len(reference))), extractor)
+        floor, floor_noise = _measured(batches(training, evenly(len(training), count)), extractor)
     profile = Reference(name=reference.name, sha256=reference.sha256, num_images=len(reference))
     return RealImages(profile, features, gaussian_statistics(features), noise_limit(noise), floor, floor_noise)
 
@@ -126,7 +140,7 @@ def profile(
         reference_kind=kind(data, "test", teacher),
         floor_kind=kind(data, "train", teacher),
         num_images=config.num_images,
-        sampler=words(teacher.scheduler),
+        sampler=words(teacher.scheduler, config.num_inference_steps),
         num_inference_steps=config.num_inference_steps,
         clip_sample=clips(teacher, config),
         guidance_scale=config.guidance_scale,
@@ -153,16 +167,29 @@ def model_row(
     teacher: Drawn | None = None,
 ) -> QualityRow:
     """Score a model's images; against those of its teacher, of the same seeds, when there is one."""
-    images = drawn.images()
-    row = _row(role, drawn.backend, extractor(images), real)
+    chunks = _slices(len(drawn.pixels), CHUNK)
+    features, noise = _measured(map(drawn.images, chunks), extractor)
+    row = _row(role, drawn.backend, features, real)
     row.diverged_share = drawn.diverged_share
-    row.noise_share = _noise_share(np.where(drawn.finite, noise_level(images), np.inf), real)
+    row.noise_share = _noise_share(np.where(drawn.finite, noise, np.inf), real)
     if teacher is not None:
-        expected = teacher.images()
-        row.psnr_to_teacher = float(np.minimum(psnr(images, expected), IDENTICAL_PSNR).mean())
-        if min(images.shape[2:]) >= WINDOW:
-            row.ssim_to_teacher = float(ssim(images, expected).mean())
+        row.psnr_to_teacher = float(np.minimum(_paired(psnr, drawn, teacher), IDENTICAL_PSNR).mean())
+        if min(drawn.pixels.shape[2:]) >= WINDOW:
+            row.ssim_to_teacher = float(_paired(ssim, drawn, teacher).mean())
     return row
+
+
+def _paired(
+    measure: Callable[[Tensor, Tensor], NDArray[np.float64]], drawn: Drawn, teacher: Drawn
+) -> NDArray[np.float64]:
+    """Return a measure (N,) of every image and the teacher's of the same seed."""
+    chunks = _slices(len(drawn.pixels), CHUNK)
+    return np.concatenate([measure(drawn.images(chunk), teacher.images(chunk)) for chunk in chunks])
+
+
+def _slices(count: int, size: int) -> list[slice]:
+    """Cut `count` places into slices of `size`; the last may be shorter."""
+    return [slice(first, min(first + size, count)) for first in range(0, count, size)]
 
 
 def _row(
@@ -189,8 +216,12 @@ def _row(
 
 
 def _kid_subset_size(count: int, real: RealImages) -> int:
-    """Return how many images of a model that drew `count` one estimate of KID looks at."""
-    return min(KID_SUBSET_SIZE, count, len(real.features))
+    """Return how many images one estimate of KID looks at, of a model that drew `count`.
+
+    No more than half of the larger side: were both whole, all estimates would be one, and its deviation 0.
+    """
+    smaller, larger = sorted((count, len(real.features)))
+    return min(KID_SUBSET_SIZE, smaller, larger // 2)
 
 
 def _noise_share(levels: NDArray[np.float64], real: RealImages) -> float | None:
@@ -198,13 +229,11 @@ def _noise_share(levels: NDArray[np.float64], real: RealImages) -> float | None:
 
 
 def _measured(
-    images: Images, indices: Tensor, extractor: FeatureExtractor, advance: Callable[[int], None]
+    batches: Iterable[Tensor], extractor: FeatureExtractor
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Return the features (N, dim) and noise levels (N,) of the images at `indices` (N,)."""
+    """Return the features (N, dim) and noise levels (N,) of images in batches (n, C, H, W)."""
     features, levels = [], []
-    for chunk in indices.split(CHUNK):
-        batch = images.batch(chunk)
+    for batch in batches:
         features.append(extractor(batch))
         levels.append(noise_level(batch))
-        advance(len(chunk))
     return np.concatenate(features), np.concatenate(levels)

@@ -106,6 +106,7 @@ class DataConfig(Config):
 
 FEWEST_SCORED = 4  # images: precision and recall look at the three nearest others of every one
 PLACES = ("data.folder", "data.encoded")  # where things lie, while hashes say what they are
+SPEED_ONLY = ("evaluate.batch_size",)  # images are the same whatever it is
 
 
 class TrainingConfig(Config):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +25,7 @@ from edgediff.artifacts import (
 )
 from edgediff.errors import BadInputError, CorruptArtifactError
 from edgediff.output import Output
-from edgediff.recipe import PLACES, Recipe, differences
+from edgediff.recipe import PLACES, SPEED_ONLY, Recipe, differences
 from edgediff.reporting import budgets
 from edgediff.reporting.page import context
 from edgediff.reporting.templates import template
@@ -32,6 +35,11 @@ from edgediff.teacher import resolve
 from edgediff.validation import problems
 
 AnyResult = TypeVar("AnyResult", bound=Result)
+SETTINGS = {  # sections of the recipe, or parts of them, that a stage's figures are of
+    "export": ("export",),
+    "bench": ("benchmark", "evaluate", "build"),
+    "eval": ("evaluate", "data"),
+}
 
 
 def report(run: Run, recipe: Recipe, output: Output) -> Report:
@@ -42,13 +50,14 @@ def report(run: Run, recipe: Recipe, output: Output) -> Report:
     """
     _require_stages(run)
     weights = _weights(run)
-    _require_one_model(run, recipe, weights)
     _require_one_recipe(run, recipe)
+    _require_one_model(run, recipe, weights)
     reached = _part(Reached, run.pruned / MANIFEST, "reached")
     latency = _read(Latency, run.latency)
     result = Report(
         name=run.path.resolve().name,
         teacher=resolve(recipe.teacher).name,
+        teacher_sha256=weights["teacher"],
         edgediff=__version__,
         recipe=recipe.model_dump(mode="json"),
         reached=reached,
@@ -105,7 +114,8 @@ def _require_one_model(run: Run, recipe: Recipe, weights: Mapping[str, str]) -> 
     for verb, path, matches in current:
         if not matches:
             raise BadInputError(
-                f"made from another model than the run holds now: `{path}`", f"run `edgediff {verb} {run.path}` again"
+                f"made from another model, graph or engine than the run holds now: `{path}`",
+                f"run `edgediff {verb} {run.path}` again",
             )
 
 
@@ -115,15 +125,19 @@ def _is_of(measured: Mapping[str, str], now: Mapping[str, str]) -> bool:
 
 def _require_one_recipe(run: Run, recipe: Recipe) -> None:
     """Refuse figures that were measured under other settings than the recipe's, which stands beside them."""
-    now = recipe.model_dump(mode="json")
+    now = without(recipe.model_dump(mode="json"), (*PLACES, *SPEED_ONLY))
     made = [*(("export", run.onnx(role) / MANIFEST) for role in ROLES), ("bench", run.latency), ("eval", run.quality)]
     for verb, path in made:
-        then = {key: value for key, value in read_object(path)["config"].items() if key in now}
-        found = differences(without(then, PLACES), without(_likewise(now, then), PLACES))
+        config = read_object(path)["config"]
+        if not config.keys() >= set(SETTINGS[verb]):
+            raise BadInputError(f"made by an earlier version: `{path}`", f"run `edgediff {verb} {run.path}` again")
+        then = without({section: config[section] for section in SETTINGS[verb]}, (*PLACES, *SPEED_ONLY))
+        found = differences(then, _likewise(now, then))
         if found:
+            changes = " ".join(shlex.quote(f"{key}={json.dumps(_at(now, key))}") for key in found)
             raise BadInputError(
                 f"made under other settings than the recipe's now, {next(iter(found.values()))}: `{path}`",
-                f"run `edgediff {verb} {run.path}` again",
+                f"run `edgediff {verb} {run.path} {changes}` first",
             )
 
 
@@ -132,6 +146,11 @@ def _likewise(value: Any, shape: Any) -> Any:
     if not (isinstance(value, Mapping) and isinstance(shape, Mapping)):
         return value
     return {key: _likewise(value.get(key), inner) for key, inner in shape.items()}
+
+
+def _at(values: Any, key: str) -> Any:
+    """Return what stands at a dotted key of plain data."""
+    return reduce(lambda inner, name: (inner or {}).get(name), key.split("."), values)
 
 
 def _weights(run: Run) -> dict[str, str]:

@@ -153,6 +153,7 @@ class LatencyProfile(Result):
     num_inference_steps: int  # of one image, for image_ms
     forwards: int = 1  # of one of these steps: classifier-free guidance takes two
     sample_shape: tuple[int, int, int]  # C, H, W
+    gpu: str | None = None  # of the cuda rows; null: there is none
 
 
 class LatencyRow(Result):
@@ -346,6 +347,7 @@ class Report(Result):
     schema_version: int = SCHEMA_VERSION
     name: str
     teacher: str
+    teacher_sha256: str | None = None  # names and places may change, and be others' later; null: an earlier version
     edgediff: str  # version
     recipe: dict[str, Any]
     reached: Reached

@@ -15,7 +15,8 @@ from edgediff.artifacts import atomic_folder, up_to_date, write_json, write_mani
 from edgediff.data.images import Images
 from edgediff.data.order import evenly, visited
 from edgediff.diffusers_config import from_config
-from edgediff.metrics.paired import psnr, ssim
+from edgediff.errors import BadInputError
+from edgediff.metrics.paired import WINDOW, psnr, ssim
 from edgediff.output import Output
 from edgediff.recipe import PLACES, WATCHING, AutoencoderRecipe
 from edgediff.samples import PIXELS_AT_ONCE
@@ -77,6 +78,12 @@ def train_autoencoder(recipe: AutoencoderRecipe, out: Path, output: Output, *, r
     autoencoder = from_config(AutoencoderKL, recipe.config, "config").to(processes.device())
     config = autoencoder.config
     shape = (config.in_channels, config.sample_size, config.sample_size)
+    smallest = 2 ** (len(config.block_out_channels) - 1)
+    if config.sample_size % smallest:
+        raise BadInputError(
+            f"sample_size {config.sample_size} cannot be halved {len(config.block_out_channels) - 1} times",
+            f"give one that {smallest} divides, or fewer levels (block_out_channels)",
+        )
     with processes.main_first():
         images = data.load(recipe.data, "train", shape=shape, output=output)
         test = data.load(recipe.data, "test", shape=shape, output=output)
@@ -109,7 +116,8 @@ def train_autoencoder(recipe: AutoencoderRecipe, out: Path, output: Output, *, r
         write_manifest(
             temporary, stage="autoencoder", config=described, inputs=inputs, steps=result.steps, reconstruction=scores
         )
-    output.stage("autoencoder", f"`{folder}`: {scores['psnr']:.1f} dB, SSIM {scores['ssim']:.3f} on test images")
+    similarity = f", SSIM {scores['ssim']:.3f}" if "ssim" in scores else ""
+    output.stage("autoencoder", f"`{folder}`: {scores['psnr']:.1f} dB{similarity} on test images")
     return folder
 
 
@@ -123,14 +131,18 @@ def _latent_std(autoencoder: Any, images: Images) -> float:
 
 @torch.no_grad()
 def _reconstruction(autoencoder: Any, images: Images) -> dict[str, float]:
-    """Return PSNR (dB) and SSIM of reconstructions from the posterior's mean, means over test images."""
-    found: dict[str, list[float]] = {"psnr": [], "ssim": []}
+    """Return PSNR (dB) and SSIM of reconstructions from the posterior's mean, means over test images.
+
+    Images smaller than its window have no SSIM.
+    """
+    measures = {"psnr": psnr} | ({"ssim": ssim} if min(images.shape[1:]) >= WINDOW else {})
+    found: dict[str, list[float]] = {name: [] for name in measures}
     for chunk in evenly(len(images), min(SCORED, len(images))).split(_at_once(images)):
         batch = images.batch(chunk)
         posterior = autoencoder.encode(batch.to(processes.device())).latent_dist
         decoded = autoencoder.decode(posterior.mode()).sample.clamp(-1, 1).cpu()
-        found["psnr"] += psnr(decoded, batch).tolist()
-        found["ssim"] += ssim(decoded, batch).tolist()
+        for name, measure in measures.items():
+            found[name] += measure(decoded, batch).tolist()
     return {name: sum(values) / len(values) for name, values in found.items()}
 
 

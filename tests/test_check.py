@@ -158,6 +158,33 @@ def test_figures_beside_another_teacher_cannot_be_compared(files, quiet, metric)
         check(report, baseline, quiet)
 
 
+def test_a_teacher_is_known_by_its_weights_and_not_by_its_name(files, quiet):
+    report, baseline, change = files
+    change(lambda value: value.update(teacher_sha256="a" * 64))
+    write_baseline(report, baseline)
+    change(lambda value: value.update(teacher="moved"))
+    assert check(report, baseline, quiet).exit_code == 0
+    change(lambda value: value.update(teacher_sha256="b" * 64))
+    with pytest.raises(NotComparableError, match=r"teacher moved \(bbbbbbbb\), baseline fashion-ddpm \(aaaaaaaa\)"):
+        check(report, baseline, quiet)
+    change(lambda value: value.update(teacher="fashion-ddpm", teacher_sha256=None))  # of an earlier version
+    assert check(report, baseline, quiet).exit_code == 0
+
+
+def test_another_gpu_matters_to_gates_of_its_speed(files, quiet):
+    report, baseline, change = files
+    change(lambda value: value["latency"]["profile"].update(gpu="RTX A"))
+    assert check(report, baseline, quiet).exit_code == 0  # nothing is gated that ran on it
+    change(lambda value: next(row for row in value["latency"]["rows"] if row["speedup"] == 4).update(device="cuda"))
+    write_baseline(report, baseline)
+    change(lambda value: value["latency"]["profile"].update(gpu="RTX B"))
+    with pytest.raises(NotComparableError, match="gpu RTX B, baseline RTX A"):
+        check(report, baseline, quiet)
+    value = json.loads(baseline.read_text())
+    baseline.write_text(json.dumps({**value, "any_device": True}))
+    assert check(report, baseline, quiet).exit_code == 0
+
+
 def test_speedups_on_two_devices_are_two_gates(files, quiet):
     report, baseline, change = files
 

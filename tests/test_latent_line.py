@@ -87,6 +87,27 @@ def run(teacher, labelled, tmp_path_factory, quiet):
     return made
 
 
+def test_an_autoencoder_whose_sides_cannot_be_halved_is_refused_before_any_work(labelled, tmp_path, quiet):
+    levels = {"block_out_channels": [8] * 4, "down_block_types": ["DownEncoderBlock2D"] * 4}
+    config = {**AUTOENCODER, **levels, "up_block_types": ["UpDecoderBlock2D"] * 4}
+    recipe = check(
+        {"name": "vae", "config": config, "data": {"name": str(labelled)}, "training": TRAINING}, AutoencoderRecipe
+    )
+    with pytest.raises(BadInputError, match="sample_size 28 cannot be halved 3 times"):
+        train_autoencoder(recipe, tmp_path / "vae", quiet, resume=False)
+    assert not (tmp_path / "vae").exists()
+
+
+def test_an_autoencoder_of_images_below_a_window_has_no_similarity(labelled, tmp_path, quiet):
+    levels = {"block_out_channels": [8, 8], "down_block_types": ["DownEncoderBlock2D"] * 2}
+    config = {**AUTOENCODER, **levels, "up_block_types": ["UpDecoderBlock2D"] * 2, "sample_size": 8}
+    recipe = check(
+        {"name": "vae", "config": config, "data": {"name": str(labelled)}, "training": TRAINING}, AutoencoderRecipe
+    )
+    folder = train_autoencoder(recipe, tmp_path / "vae", quiet, resume=False)
+    assert set(read_json(folder / "quality.json")) == {"psnr"}
+
+
 def test_the_autoencoder_is_a_stock_one_whose_latents_have_unit_spread(autoencoder, labelled):
     loaded = AutoencoderKL.from_pretrained(autoencoder)
     scores = read_json(autoencoder / "quality.json")

@@ -93,13 +93,32 @@ def test_more_images_than_the_reference_has(photographs, extractor, config, quie
     pixels = to_bytes(test.batch(torch.arange(8)))
     few = ImageArray("few", pixels[:5], np.zeros(5, np.uint8), "0")
     real = real_images(few, training, extractor, config.num_images, quiet)
-    assert profile(real, extractor, config, model, DataConfig()).kid_subset_size == 5 < config.num_images
+    assert profile(real, extractor, config, model, DataConfig()).kid_subset_size == 4 < config.num_images
     row = model_row("student", replace(drawn, pixels=pixels, finite=np.ones(8, bool)), real, extractor)
     assert np.isfinite([row.kid_mean, row.kid_std, row.frechet_distance]).all()
     # Five of these eight are looked at, from the first to the last; of all five of the reference itself all are inside.
     assert 0 < row.precision <= 1 and 0 < row.recall <= 1
     same = model_row("student", replace(drawn, pixels=pixels[:5], finite=np.ones(5, bool)), real, extractor)
     assert (same.precision, same.recall) == (1, 1)
+
+
+def test_estimates_of_kid_differ_where_both_sides_are_of_one_size(photographs, extractor, config, quiet, drawn):
+    """Were each of all images, the gate would allow for no deviation."""
+    test, training = photographs
+    pixels = to_bytes(test.batch(torch.arange(16)))
+    real = real_images(ImageArray("few", pixels[:8], np.zeros(8, np.uint8), "0"), training, extractor, 8, quiet)
+    row = model_row("student", replace(drawn, pixels=pixels[8:]), real, extractor)
+    assert row.kid_std > 1e-3
+
+
+def test_images_are_drawn_alike_however_many_at_once(model, photographs, config, quiet):
+    reference = Samples(photographs[0], lambda count: {})
+    one, other = (
+        draw(Draws(model.scheduler), model, config.model_copy(update={"batch_size": size}), quiet, "x", reference)
+        for size in (4, 8)
+    )
+    assert np.array_equal(one.pixels, other.pixels) and one.diverged_share == other.diverged_share
+    assert one.finite.tolist() == other.finite.tolist()
 
 
 def test_images_too_small_for_a_window_have_no_structural_similarity(photographs, extractor, config, quiet, drawn):

@@ -89,11 +89,13 @@ def finished(models, small_recipe, a_report, tmp_path, quiet):
         run.train_log.write_text("".join(json.dumps(line) + "\n" for line in lines))
         case = ParityCase(batch_size=1, timestep=0, max_abs=2e-6, relative=1e-7, cosine=1.0)
         parity = Parity(tolerance=1e-3, opset=20, cases=[case]).model_dump(mode="json")
+        now = recipe.model_dump(mode="json")
+        exported = {"export": now["export"]}
         for role in ROLES:
             run.onnx(role).mkdir(parents=True)
             (run.onnx(role) / "model.onnx").write_text(role)
             write_json(run.onnx(role) / "parity.json", parity)
-            write_manifest(run.onnx(role), stage="export", config={}, inputs={"weights": weights[role]})
+            write_manifest(run.onnx(role), stage="export", config=exported, inputs={"weights": weights[role]})
         engine = run.engine("tensorrt_rtx")
         engine.mkdir(parents=True)
         write_json(engine / "build.json", a_report.builds[0].model_dump(mode="json"))
@@ -110,16 +112,17 @@ def finished(models, small_recipe, a_report, tmp_path, quiet):
         )
         profile = a_report.quality.profile.model_copy(update={"noise_limit": 0.69})
         quality = a_report.quality.model_copy(update={"rows": quality_rows(a_report), "profile": profile})
-        now = recipe.model_dump(mode="json")
-        measured = {"benchmark": now["benchmark"], "build": {"backends": now["build"]["backends"]}, "device": "cpu A"}
-        inputs = {
-            **weights,
-            **{f"onnx/{role}": content_hash(run.onnx(role)) for role in ROLES},
-            "engine/tensorrt_rtx": content_hash(engine),
+        measured = {
+            "benchmark": now["benchmark"],
+            "evaluate": {key: now["evaluate"][key] for key in ("num_inference_steps", "guidance_scale")},
+            "build": {"backends": now["build"]["backends"]},
+            "device": "cpu A",
         }
+        graphs = {f"onnx/{role}": content_hash(run.onnx(role)) for role in ROLES}
+        inputs = {**weights, **graphs, "engine/tensorrt_rtx": content_hash(engine)}
         write_result(run.latency, latency.model_dump(mode="json"), stage="benchmark", config=measured, inputs=inputs)
-        scored = {"evaluate": now["evaluate"], "data": now["data"]}
-        write_result(run.quality, quality.model_dump(mode="json"), stage="evaluate", config=scored, inputs=weights)
+        scored, inputs = {"evaluate": now["evaluate"], "data": now["data"]}, {**weights, **graphs}
+        write_result(run.quality, quality.model_dump(mode="json"), stage="evaluate", config=scored, inputs=inputs)
         run.samples("teacher").parent.mkdir()
         for index, role in enumerate(ROLES):
             save_file({"samples": np.full((14, 1, 6, 6), 40 * index, np.uint8)}, run.samples(role))
@@ -480,7 +483,7 @@ def exported_again(run, models):
     folder = run.onnx("student")
     (folder / "model.onnx").write_text("again")
     weights = {"weights": model_folder.load(run.student).sha256}
-    write_manifest(folder, stage="export", config={}, inputs=weights)
+    write_manifest(folder, stage="export", config=read_json(folder / "manifest.json")["config"], inputs=weights)
 
 
 def built_again(run, models):
@@ -493,7 +496,8 @@ def exported_otherwise(run, models):
     """The same weights as another graph, of which the engine was built too."""
     folder = run.onnx("student")
     (folder / "model.onnx").write_text("of another opset")
-    write_manifest(folder, stage="export", config={}, inputs=read_json(folder / "manifest.json")["inputs"])
+    before = read_json(folder / "manifest.json")
+    write_manifest(folder, stage="export", config=before["config"], inputs=before["inputs"])
     built_again(run, models)
 
 
@@ -509,7 +513,7 @@ def exported_otherwise(run, models):
 def test_results_of_weights_that_were_replaced_are_refused(finished, models, change, named, verb):
     line = finished()
     change(line.run, models)
-    with pytest.raises(BadInputError, match=f"another model than the run holds now: .*{named}") as caught:
+    with pytest.raises(BadInputError, match=f"than the run holds now: .*{named}") as caught:
         line.report()
     assert f"`edgediff {verb} " in caught.value.hint
 
@@ -528,7 +532,8 @@ def test_figures_of_weights_that_were_replaced_are_refused(finished, file, verb)
     ("changed", "said", "verb"),
     [
         ({"evaluate": {"num_images": 10_000}}, "evaluate.num_images 8 → 10000", "eval"),
-        ({"evaluate": {"guidance_scale": 2.0}}, "evaluate.guidance_scale 1.0 → 2.0", "eval"),
+        ({"evaluate": {"guidance_scale": 2.0}}, "evaluate.guidance_scale 1.0 → 2.0", "bench"),
+        ({"export": {"opset": 21}}, "export.opset 20 → 21", "export"),
         ({"benchmark": {"threads": 2}}, "benchmark.threads 1 → 2", "bench"),
         ({"data": {"name": "elsewhere"}}, "data.name fashion-mnist → elsewhere", "eval"),
     ],
@@ -540,9 +545,31 @@ def test_figures_of_other_settings_than_the_recipe_s_are_refused(finished, quiet
     other = check({**values, section: {**values[section], **keys}}, Recipe)
     with pytest.raises(BadInputError, match=f"other settings than the recipe's now, {said}: ") as caught:
         report(line.run, other, quiet)
-    assert f"`edgediff {verb} " in caught.value.hint
+    ((key, value),) = keys.items()  # with which the hint's command is no circle
+    assert f"`edgediff {verb} " in caught.value.hint and f"{section}.{key}={json.dumps(value)}" in caught.value.hint
     moved = {**values["data"], "folder": "/elsewhere", "encoded": "/shared"}  # where things lie decides nothing
-    assert report(line.run, check({**values, "data": moved}, Recipe), quiet).teacher == "small"
+    slower = {**values["evaluate"], "batch_size": 1}
+    assert report(line.run, check({**values, "data": moved, "evaluate": slower}, Recipe), quiet).teacher == "small"
+
+
+def test_scores_of_another_graph_are_refused_and_those_from_before_any_are_not(finished):
+    line = finished()
+    value = read_json(line.run.quality)
+    write_json(line.run.quality, {**value, "inputs": {**value["inputs"], "onnx/student": "0" * 64}})
+    with pytest.raises(BadInputError, match=r"than the run holds now: .*quality\.json"):
+        line.report()
+    without = {name: hashed for name, hashed in value["inputs"].items() if not name.startswith("onnx/")}
+    write_json(line.run.quality, {**value, "inputs": without})
+    line.report()
+
+
+def test_figures_of_an_earlier_version_are_asked_for_again(finished):
+    line = finished()
+    value = read_json(line.run.latency)
+    write_json(line.run.latency, {**value, "config": {"benchmark": value["config"]["benchmark"]}})
+    with pytest.raises(BadInputError, match=r"earlier version: .*latency\.json") as caught:
+        line.report()
+    assert "`edgediff bench " in caught.value.hint
 
 
 def test_a_result_of_another_version_is_named_with_what_is_wrong(finished):

@@ -37,6 +37,13 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+def gpu_name() -> str | None:
+    """Return what the NVIDIA GPU is called that models run on; None where there is none."""
+    import torch
+
+    return torch.cuda.get_device_name() if has_gpu() else None
+
+
 def best_device() -> Literal["cpu", "cuda"]:
     """Return where models are trained and images are drawn: the GPU where there is one."""
     return "cuda" if has_gpu() else "cpu"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path, PurePosixPath
 
 from edgediff.artifacts import read_object
@@ -57,10 +58,10 @@ def _part(folder: Path, split: Split) -> tuple[Path, bool]:
     """Return the folder that holds the split, and whether it holds nothing else."""
     saved = folder / "dataset_dict.json"  # beside the splits that `DatasetDict.save_to_disk` writes
     names = read_object(saved).get("splits", []) if saved.is_file() else None
-    here = {name for name in splits.KNOWN_PARTS if (folder / name).is_dir()}
-    part = splits.part(here if names is None else names, split)
+    here = _parts(folder) if names is None else {name: name for name in names}
+    part = splits.part(here, split)
     if part:
-        return folder / part, True
+        return folder / here[part], True
     if names is None:
         return _without_wrapping(folder), False
     if "train" in names or len(names) == 1:
@@ -68,15 +69,25 @@ def _part(folder: Path, split: Split) -> tuple[Path, bool]:
     raise BadInputError(f"data set has no split `{split}`: `{folder}`", nearest(split, names))
 
 
+def _parts(folder: Path) -> dict[str, str]:
+    """Return the sub-folders called like a part, `Train` too: the part → the folder's name."""
+    if not folder.is_dir():
+        return {}
+    found = sorted(entry.name for entry in walk.entries(folder) if entry.is_dir())
+    return {name.lower(): name for name in found if name.lower() in splits.KNOWN_PARTS}
+
+
 def _without_wrapping(folder: Path) -> Path:
     """Return the folder called `train` where it holds all there is, so that it is no class; else the folder itself."""
+    holding = [entry.name for entry in walk.entries(folder) if _holds_images(entry)]
+    return folder / holding[0] if len(holding) == 1 and holding[0].lower() in splits.PARTS["train"] else folder
+
+
+def _holds_images(entry: Path | os.DirEntry[str]) -> bool:
+    """Tell whether a file, or one somewhere in a folder, is of a kind that images come in."""
     known = {suffix for suffixes in FORMS.values() for suffix in suffixes}
-    holding = [
-        entry.name
-        for entry in walk.entries(folder)
-        if entry.is_dir() or PurePosixPath(entry.name).suffix.lower() in known
-    ]
-    return folder / holding[0] if len(holding) == 1 and holding[0] in splits.PARTS["train"] else folder
+    names = walk.files(Path(entry)) if entry.is_dir() else [entry.name]
+    return any(PurePosixPath(name).suffix.lower() in known for name in names)
 
 
 def _form(root: Path) -> tuple[str, list[str]]:

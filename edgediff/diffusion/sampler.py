@@ -41,11 +41,16 @@ class TrailingDDIM(DDIMScheduler):
         return super().step(model_output, timestep, sample, **options)
 
 
-def words(scheduler: Any) -> str:
+def words(scheduler: Any, num_inference_steps: int) -> str:
     """Return what `sample` does with models of this scheduler, in words for evaluation profiles."""
     if is_flow(scheduler):
         return f"euler, flow matching, shift {scheduler.config.shift:g}"
-    return "ddim, eta 0, trailing timesteps"
+    return "ddim, eta 0, trailing timesteps" + (" of uneven distance" if uneven(scheduler, num_inference_steps) else "")
+
+
+def uneven(scheduler: Any, num_inference_steps: int) -> bool:
+    """Tell whether DDIM's steps are not all of one length, in which case they once ended at other timesteps."""
+    return not is_flow(scheduler) and bool(scheduler.config.num_train_timesteps % num_inference_steps)
 
 
 def check_steps(scheduler_config: Mapping[str, Any], num_inference_steps: int) -> None:

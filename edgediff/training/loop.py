@@ -190,7 +190,7 @@ def train(
         if cut:
             copy_buffers(trained, model)
         ema.copy_to(model)
-        model.eval()
+        model.to(device).eval()
     return TrainingResult(
         steps=config.steps,
         global_batch=facts["identity"]["training"]["global_batch"],

@@ -193,6 +193,21 @@ def test_sub_folders_are_classes_and_the_same_in_both_splits(pictures):
     assert load(folder).has_classes
 
 
+def test_a_folder_without_images_beside_train_makes_no_class_of_it(pictures):
+    """As archives have them: `train/` with classes, and a folder of annotations."""
+    names = [f"train/{animal}/{number}.png" for animal in ("cat", "dog") for number in range(20)]
+    folder = pictures(*names)
+    (folder / "annotations" / "xml").mkdir(parents=True)
+    (folder / "annotations" / "xml" / "1.xml").write_text("<a/>")
+    assert set(all_labels(load(folder))) == {0, 1}
+    assert len(load(folder)) + len(load(folder, "test")) == 40
+
+
+def test_parts_may_be_written_with_capitals(pictures):
+    folder = pictures("Train/cat/1.png", "Train/dog/1.png", "Train/dog/2.png", "Test/dog/1.png")
+    assert all_labels(load(folder)) == [0, 1, 1] and all_labels(load(folder, "test")) == [1]
+
+
 def test_an_image_outside_the_classes_is_named(pictures):
     folder = pictures("train/cat/1.png", "train/9.png", "test/1.png")
     with pytest.raises(BadInputError, match=r"class labels are missing for 1 of 2 images, such as `.*9\.png`"):
