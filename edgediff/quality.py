@@ -33,7 +33,7 @@ KID_SUBSET_SIZE, KID_SUBSETS = 1000, 100
 NEIGHBOURS = FEWEST_SCORED - 1  # of precision and recall: 3, as Kynkaanniemi et al. 2019 have it
 DIVERGED = 1.5  # abs(x) beyond which a pixel of an image in [-1, 1] is no rounding of one
 IDENTICAL_PSNR = 100.0  # dB; stands for infinity, which JSON cannot hold and a mean cannot survive
-CHUNK = 256  # images scored at once, which takes some fifty times their bytes
+CHUNK, PIXELS = 256, 2**20  # images scored at once, and pixels of theirs: about half a gigabyte while it lasts
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def real_images(
     with output.progress("features of the data", len(reference) + count) as progress:
 
         def batches(images: Images, indices: Tensor) -> Iterator[Tensor]:
-            for chunk in indices.split(CHUNK):
+            for chunk in indices.split(_at_once(images.shape)):
                 yield images.batch(chunk)
                 progress.advance(len(chunk))
 
@@ -167,7 +167,7 @@ def model_row(
     teacher: Drawn | None = None,
 ) -> QualityRow:
     """Score a model's images; against those of its teacher, of the same seeds, when there is one."""
-    chunks = _slices(len(drawn.pixels), CHUNK)
+    chunks = _slices(len(drawn.pixels), _at_once(drawn.pixels.shape))
     features, noise = _measured(map(drawn.images, chunks), extractor)
     row = _row(role, drawn.backend, features, real)
     row.diverged_share = drawn.diverged_share
@@ -183,8 +183,13 @@ def _paired(
     measure: Callable[[Tensor, Tensor], NDArray[np.float64]], drawn: Drawn, teacher: Drawn
 ) -> NDArray[np.float64]:
     """Return a measure (N,) of every image and the teacher's of the same seed."""
-    chunks = _slices(len(drawn.pixels), CHUNK)
+    chunks = _slices(len(drawn.pixels), _at_once(drawn.pixels.shape))
     return np.concatenate([measure(drawn.images(chunk), teacher.images(chunk)) for chunk in chunks])
+
+
+def _at_once(shape: tuple[int, ...]) -> int:
+    """Return how many images (..., H, W) are scored at once."""
+    return max(1, min(CHUNK, PIXELS // (shape[-2] * shape[-1])))
 
 
 def _slices(count: int, size: int) -> list[slice]:
