@@ -61,7 +61,7 @@ def class_accuracy(
             if scale != config.guidance_scale:
                 what = f"{role}, guidance {scale:g}"
                 drawn = draw(candidate.denoiser, candidate.loaded, settings, output, what, reference)
-            accuracy = known.accuracy(drawn.images(slice(count)), labels)
+            accuracy = known.accuracy(drawn.batches(count), labels)
             rows.append(ClassAccuracyRow(role=role, guidance_scale=scale, class_accuracy=accuracy))
     return ClassAccuracy(
         classifier_sha256=known.sha256, num_images=count, real=known.accuracy_on(test), num_real=len(test), rows=rows

@@ -22,8 +22,8 @@ from edgediff.prune import prune
 from edgediff.pruning import BLOCK_MEASURES, IMPORTANCES
 from edgediff.pruning.blocks import foreseen_cut
 from edgediff.pruning.importance import denoising_loss
-from edgediff.quality import RealImages, draw, floor_row, model_row, profile, real_images
-from edgediff.recipe import WIDTH_TARGETS, DepthConfig, PruneConfig, Recipe
+from edgediff.quality import RealImages, draw, floor_row, model_row, profile, real_images, scored_with
+from edgediff.recipe import SPEED_ONLY, WIDTH_TARGETS, DepthConfig, PruneConfig, Recipe
 from edgediff.results import PruningComparison, PruningRow
 from edgediff.run import Run
 from edgediff.samples import Samples
@@ -51,8 +51,8 @@ def compare_prunings(run: Run, recipe: Recipe, output: Output) -> PruningCompari
     students, refused = _students(run, recipe, what, target, output)
     inputs = {"teacher": loaded.sha256, "reference": reference.sha256, "extractor": EfficientNetLite0.sha256}
     inputs |= {name: model_folder.fingerprint(folder) for name, folder in students.items()}
-    config = {"evaluate": recipe.evaluate.model_dump(mode="json"), "target": target}
-    if result_up_to_date(run.comparison, stage="compare", config=config, inputs=inputs):
+    config = {**scored_with(recipe.evaluate, loaded.scheduler), "target": target}
+    if result_up_to_date(run.comparison, stage="compare", config=config, inputs=inputs, aside=SPEED_ONLY):
         comparison = PruningComparison.model_validate(read_result(run.comparison))
         output.stage("compare", "up to date")
         show(comparison, output)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -17,11 +16,10 @@ from edgediff.backends.onnxruntime import OnnxRuntimeDenoiser
 from edgediff.backends.pytorch import PyTorchDenoiser
 from edgediff.class_accuracy import Candidate, class_accuracy
 from edgediff.diffusion.denoiser import Denoiser
-from edgediff.diffusion.sampler import uneven, words
 from edgediff.metrics.features import EfficientNetLite0, efficientnet_lite0
 from edgediff.model_folder import Loaded
 from edgediff.output import Output, number
-from edgediff.quality import Drawn, draw, floor_row, model_row, profile, real_images
+from edgediff.quality import Drawn, draw, floor_row, model_row, profile, real_images, scored_with
 from edgediff.recipe import PLACES, SPEED_ONLY, Recipe
 from edgediff.reporting.tables import class_accuracy_table
 from edgediff.results import Quality, QualityRow
@@ -51,12 +49,10 @@ def evaluate(run: Run, recipe: Recipe, output: Output) -> Quality:
     encoded = roles.encoded(run, recipe)
     reference = samples.scored(recipe.data, "test", loaded["teacher"], encoded, output)
     training = data.load(recipe.data, "train", shape=reference.shape, output=output)
-    config: dict[str, Any] = {
-        "evaluate": recipe.evaluate.model_dump(mode="json"),
+    config = {
+        **scored_with(recipe.evaluate, loaded["teacher"].scheduler),
         "data": recipe.data.model_dump(mode="json"),
     }
-    if uneven(loaded["teacher"].scheduler, recipe.evaluate.num_inference_steps):
-        config["sampler"] = words(loaded["teacher"].scheduler, recipe.evaluate.num_inference_steps)
     inputs = {
         **{role: model.sha256 for role, model in loaded.items()},
         **{f"onnx/{role}": content_hash(run.onnx(role)) for role in ROLES if _exported(run, role)},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,8 +15,9 @@ from edgediff.data.images import Images, from_bytes, to_bytes
 from edgediff.data.order import evenly
 from edgediff.diffusion.denoiser import Denoiser
 from edgediff.diffusion.guidance import Guided
-from edgediff.diffusion.sampler import sample, stepper, words
+from edgediff.diffusion.sampler import sample, stepper, uneven, words
 from edgediff.diffusion.schedule import is_flow
+from edgediff.metrics.checks import at_once
 from edgediff.metrics.divergence import noise_level, noise_limit
 from edgediff.metrics.features import FeatureExtractor
 from edgediff.metrics.frechet import GaussianStatistics, frechet_distance, gaussian_statistics
@@ -33,7 +34,6 @@ KID_SUBSET_SIZE, KID_SUBSETS = 1000, 100
 NEIGHBOURS = FEWEST_SCORED - 1  # of precision and recall: 3, as Kynkaanniemi et al. 2019 have it
 DIVERGED = 1.5  # abs(x) beyond which a pixel of an image in [-1, 1] is no rounding of one
 IDENTICAL_PSNR = 100.0  # dB; stands for infinity, which JSON cannot hold and a mean cannot survive
-CHUNK, PIXELS = 256, 2**20  # images scored at once, and pixels of theirs: about half a gigabyte while it lasts
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,10 @@ class Drawn:
     diverged_share: float
     finite: NDArray[np.bool_]
 
-    def images(self, places: slice) -> Tensor:
-        """Return some of the images as float32 (n, C, H, W) in [-1, 1]; all at once are many times their bytes."""
-        return from_bytes(self.pixels[places])
+    def batches(self, count: int | None = None) -> Iterator[Tensor]:
+        """Yield the first `count` images, or all, as float32 (n, C, H, W) in [-1, 1], as many as are scored at once."""
+        for first in range(0, len(self.pixels[:count]), size := at_once(self.pixels.shape)):
+            yield from_bytes(self.pixels[:count][first : first + size])
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ def draw(
     pixels = np.empty((config.num_images, *image_shape(loaded)), np.uint8)
     finite, diverged = np.empty(config.num_images, np.bool_), 0
     with output.progress(f"draw {what}", config.num_images) as progress:
-        for batch in _slices(config.num_images, config.batch_size):
+        for start in range(0, config.num_images, config.batch_size):
+            batch = slice(start, min(start + config.batch_size, config.num_images))
             seeds = range(config.first_seed + batch.start, config.first_seed + batch.stop)
 
             def conditioning(places: Tensor, first: int = seeds.start) -> dict[str, Tensor]:
@@ -105,6 +107,13 @@ def draw(
     return Drawn(pixels, denoiser.backend, diverged / pixels.size, finite)
 
 
+def scored_with(config: EvaluateConfig, scheduler: Any) -> dict[str, Any]:
+    """Return what of a recipe scores hang on, by which they are known to be up to date."""
+    steps = config.num_inference_steps
+    sampler = {"sampler": words(scheduler, steps)} if uneven(scheduler, steps) else {}
+    return {"evaluate": config.model_dump(mode="json"), **sampler}
+
+
 def clips(loaded: Loaded, config: DrawConfig) -> bool:
     """Tell whether the sampler clips x0: where it is asked for and samples have the range of images."""
     return config.clip_sample and loaded.autoencoder is None and not is_flow(loaded.scheduler)
@@ -118,7 +127,7 @@ def real_images(
     with output.progress("features of the data", len(reference) + count) as progress:
 
         def batches(images: Images, indices: Tensor) -> Iterator[Tensor]:
-            for chunk in indices.split(_at_once(images.shape)):
+            for chunk in indices.split(at_once(images.shape)):
                 yield images.batch(chunk)
                 progress.advance(len(chunk))
 
@@ -167,8 +176,7 @@ def model_row(
     teacher: Drawn | None = None,
 ) -> QualityRow:
     """Score a model's images; against those of its teacher, of the same seeds, when there is one."""
-    chunks = _slices(len(drawn.pixels), _at_once(drawn.pixels.shape))
-    features, noise = _measured(map(drawn.images, chunks), extractor)
+    features, noise = _measured(drawn.batches(), extractor)
     row = _row(role, drawn.backend, features, real)
     row.diverged_share = drawn.diverged_share
     row.noise_share = _noise_share(np.where(drawn.finite, noise, np.inf), real)
@@ -183,18 +191,8 @@ def _paired(
     measure: Callable[[Tensor, Tensor], NDArray[np.float64]], drawn: Drawn, teacher: Drawn
 ) -> NDArray[np.float64]:
     """Return a measure (N,) of every image and the teacher's of the same seed."""
-    chunks = _slices(len(drawn.pixels), _at_once(drawn.pixels.shape))
-    return np.concatenate([measure(drawn.images(chunk), teacher.images(chunk)) for chunk in chunks])
-
-
-def _at_once(shape: tuple[int, ...]) -> int:
-    """Return how many images (..., H, W) are scored at once."""
-    return max(1, min(CHUNK, PIXELS // (shape[-2] * shape[-1])))
-
-
-def _slices(count: int, size: int) -> list[slice]:
-    """Cut `count` places into slices of `size`; the last may be shorter."""
-    return [slice(first, min(first + size, count)) for first in range(0, count, size)]
+    pairs = zip(drawn.batches(), teacher.batches(), strict=True)
+    return np.concatenate([measure(images, expected) for images, expected in pairs])
 
 
 def _row(

@@ -15,6 +15,7 @@ from edgediff import __version__, diagnostics, model_folder
 from edgediff.artifacts import (
     MANIFEST,
     content_hash,
+    digest,
     read_object,
     read_result,
     sha256,
@@ -23,6 +24,7 @@ from edgediff.artifacts import (
     write_result,
     write_text,
 )
+from edgediff.encoding import parts
 from edgediff.errors import BadInputError, CorruptArtifactError
 from edgediff.output import Output
 from edgediff.recipe import PLACES, SPEED_ONLY, Recipe, differences
@@ -57,7 +59,7 @@ def report(run: Run, recipe: Recipe, output: Output) -> Report:
     result = Report(
         name=run.path.resolve().name,
         teacher=resolve(recipe.teacher).name,
-        teacher_sha256=weights["teacher"],
+        teacher_sha256=_teacher_sha256(recipe, weights["teacher"]),
         edgediff=__version__,
         recipe=recipe.model_dump(mode="json"),
         reached=reached,
@@ -157,6 +159,12 @@ def _weights(run: Run) -> dict[str, str]:
     """Return what every role is now; the teacher is the one that was pruned, whoever else taught the student."""
     weights = {"teacher": read_object(run.pruned / MANIFEST)["inputs"]["teacher"]}
     return weights | {role: model_folder.fingerprint(folder) for role, folder in _students(run).items()}
+
+
+def _teacher_sha256(recipe: Recipe, model: str) -> str:
+    """Return one hash of what draws the teacher's images: its model, and the autoencoder that decodes its latents."""
+    autoencoder = model_folder.autoencoder(resolve(recipe.teacher).folder)
+    return model if autoencoder is None else digest([model, parts.fingerprint(autoencoder, model_folder.STEM)])
 
 
 def _diagnosis(run: Run, weights: Mapping[str, str], output: Output) -> Diagnosis | None:

@@ -1,7 +1,10 @@
 """The whole line on a class-conditional teacher in latents: autoencoder, teacher, student, all made here in seconds."""
 
+import json
+
 import pytest
 import torch
+import yaml
 from diffusers import AutoencoderKL, DiTPipeline
 from PIL import Image
 from safetensors.torch import load_file
@@ -12,6 +15,7 @@ from edgediff.data import fashion_mnist
 from edgediff.encoding import latents
 from edgediff.errors import BadInputError
 from edgediff.recipe import AutoencoderRecipe, Recipe, TeacherRecipe, check
+from edgediff.report import report
 from edgediff.run import ROLES, Run
 from edgediff.train_autoencoder import train_autoencoder
 from edgediff.train_teacher import train_teacher
@@ -141,6 +145,18 @@ def test_the_report_says_what_the_cache_saved(run):
     cache = read_json(run.report)["training"]["cache"]
     page = (run.path / "report.html").read_text()
     assert cache["computed"] == 16 and f"{cache['read']:,.0f} targets read, 16 computed" in page
+
+
+def test_the_report_knows_its_teacher_by_model_and_autoencoder(run, teacher, quiet):
+    found, config = read_json(run.report)["teacher_sha256"], teacher / "vae" / "config.json"
+    assert found != read_json(run.pruned / "manifest.json")["inputs"]["teacher"]
+    recipe, before = check(yaml.safe_load(run.recipe.read_text()), Recipe), config.read_text()
+    assert report(run, recipe, quiet).teacher_sha256 == found
+    config.unlink()  # the student's may be the same file
+    config.write_text(json.dumps({**json.loads(before), "scaling_factor": 2.0}))
+    assert report(run, recipe, quiet).teacher_sha256 != found
+    config.write_text(before)
+    report(run, recipe, quiet)
 
 
 def test_every_stage_left_its_figures(run):

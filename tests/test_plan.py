@@ -136,6 +136,14 @@ def test_a_model_in_pixels_has_nothing_to_encode(small_teacher):
     assert stages["diagnose"].what.startswith("100 held-out images")
 
 
+def test_drawn_images_that_take_more_memory_than_training_are_counted(small_recipe):
+    """A byte for every value of every role's images."""
+    few, many, more = (
+        plan(small_recipe(evaluate={"num_images": count})).memory_mib for count in (100, 10**6, 2 * 10**6)
+    )
+    assert few < many and more - many == pytest.approx(3 * 10**6 * 28 * 28 / 2**20)
+
+
 def test_a_flow_model_s_student_predicts_nothing_but_velocity():
     with pytest.raises(BadInputError, match="flow's velocity and nothing else"):
         planned(teacher="fashion-mmdit", distill={"kd": "angular"})

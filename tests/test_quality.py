@@ -12,6 +12,7 @@ from edgediff import data
 from edgediff.data.images import ImageArray, to_bytes
 from edgediff.diffusion.parameterisation import coefficients
 from edgediff.families.unet2d import UNet2D
+from edgediff.metrics import checks
 from edgediff.metrics.divergence import noise_level, noise_limit
 from edgediff.metrics.features import efficientnet_lite0
 from edgediff.model_folder import Loaded
@@ -119,6 +120,43 @@ def test_images_are_drawn_alike_however_many_at_once(model, photographs, config,
     )
     assert np.array_equal(one.pixels, other.pixels) and one.diverged_share == other.diverged_share
     assert one.finite.tolist() == other.finite.tolist()
+
+
+def test_scores_do_not_hang_on_how_many_are_scored_at_once(photographs, extractor, config, quiet, drawn, monkeypatch):
+    real = real_images(*photographs, extractor, config.num_images, quiet)
+    pixels = to_bytes(photographs[0].batch(torch.arange(16)))
+    one, teacher = replace(drawn, pixels=pixels[:8]), replace(drawn, pixels=pixels[8:])
+    together = model_row("student", one, real, extractor, teacher)
+    monkeypatch.setattr(checks, "MOST_AT_ONCE", 3)
+    assert [len(batch) for batch in one.batches()] == [3, 3, 2] and [len(batch) for batch in one.batches(4)] == [3, 1]
+    apart = model_row("student", one, real, extractor, teacher)
+    assert apart.psnr_to_teacher == pytest.approx(together.psnr_to_teacher, rel=1e-12)
+    assert apart.ssim_to_teacher == pytest.approx(together.ssim_to_teacher, rel=1e-12)
+    assert apart.frechet_distance == pytest.approx(together.frechet_distance, rel=1e-3)
+    assert apart.noise_share == together.noise_share
+
+
+def test_every_image_is_drawn_under_the_conditioning_of_its_seed(model, photographs, config, quiet):
+    """Also where a batch is the last and shorter, and where there are more images than the reference has."""
+    told = []
+
+    class Told(Draws):
+        def __call__(self, sample, timestep, place):
+            told.append(place.tolist())
+            return super().__call__(sample, timestep)
+
+    class Reference:
+        unconditional = None
+
+        def __len__(self):
+            return 6
+
+        def conditioning(self, places):
+            return {"place": places}
+
+    asked = config.model_copy(update={"batch_size": 3, "first_seed": 4, "num_inference_steps": 1})
+    draw(Told(model.scheduler), model, asked, quiet, "x", Reference())
+    assert told == [[4, 5, 0], [1, 2, 3], [4, 5]]
 
 
 def test_images_too_small_for_a_window_have_no_structural_similarity(photographs, extractor, config, quiet, drawn):

@@ -1,4 +1,4 @@
-"""The refusals that all metrics share."""
+"""The refusals that all metrics share, and how much they take at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from torch import Tensor
 
 from edgediff.errors import BadInputError, StageFailedError
 
+MOST_AT_ONCE, PIXELS_AT_ONCE = 256, 2**20  # images that are measured at once: about half a gigabyte while it lasts
 RANGE_TOLERANCE = 1e-3  # rounding of a resize or of a half-precision cast, far below one of 256 grey levels (8e-3)
+
+
+def at_once(shape: tuple[int, ...]) -> int:
+    """Return how many images (..., H, W) are measured at once, because measures take many times their bytes."""
+    return max(1, min(MOST_AT_ONCE, PIXELS_AT_ONCE // (shape[-2] * shape[-1])))
 
 
 def checked_features(features: ArrayLike, minimum: int = 2) -> NDArray[np.float64]:

@@ -7,7 +7,7 @@ images can score higher, for they are more typical of their class than real ones
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from edgediff.artifacts import atomic_file, digest, sha256
 from edgediff.data import user_cache
 from edgediff.data.images import Source
 from edgediff.data.order import evenly
-from edgediff.metrics.checks import checked_images
+from edgediff.metrics.checks import at_once, checked_images
 from edgediff.output import Output
 
 SIDE = 32  # images are resized to it where they are larger: a class is seen in little
@@ -44,17 +44,15 @@ class Classifier:
         chunks = checked_images(images).split(CHUNK)
         return torch.cat([self.network(_small(chunk)).argmax(dim=1) for chunk in chunks])
 
-    def accuracy(self, images: Tensor, labels: Tensor) -> float:
-        """Return the share of images (N, C, H, W) whose class is that of the labels (N,), in [0, 1]."""
-        return float((self(images) == labels).float().mean())
+    def accuracy(self, batches: Iterable[Tensor], labels: Tensor) -> float:
+        """Return the share of images, in batches (n, C, H, W), whose class is that of the labels (N,), in [0, 1]."""
+        return float((torch.cat([self(batch) for batch in batches]) == labels).double().mean())
 
     def accuracy_on(self, images: Source) -> float:
         """Return the share of all images of a set whose class it tells."""
-        right = 0.0
-        for chunk in torch.arange(len(images)).split(CHUNK):
-            labels = images.class_labels(images.shown(chunk))
-            right += len(chunk) * self.accuracy(images.batch(chunk), labels)
-        return right / len(images)
+        everywhere = torch.arange(len(images))
+        labels = images.class_labels(images.shown(everywhere))
+        return self.accuracy((images.batch(chunk) for chunk in everywhere.split(at_once(images.shape))), labels)
 
 
 def classifier(images: Source, output: Output) -> Classifier:
