@@ -90,8 +90,9 @@ def test_euler_steps_follow_a_straight_path_to_its_end_at_any_number_of_steps():
 
 
 def test_profiles_name_the_sampler():
-    assert "shift 3" in words(FLOW)
-    assert "ddim" in words(DDPMScheduler())
+    assert "shift 3" in words(FLOW, 7)
+    assert words(DDPMScheduler(), 50) == "ddim, eta 0, trailing timesteps"
+    assert words(DDPMScheduler(), 60) == "ddim, eta 0, trailing timesteps of uneven distance"
 
 
 def test_schedules_are_compared_by_what_a_timestep_means():
